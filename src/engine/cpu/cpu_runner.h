@@ -1,0 +1,36 @@
+// The CPU engine: llama and qwen2 families from GGUF weights that stay quantised in memory.
+#ifndef ANTIPHON_ENGINE_CPU_CPU_RUNNER_H_
+#define ANTIPHON_ENGINE_CPU_CPU_RUNNER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/model_runner.h"
+
+namespace antiphon::model {
+class GgufFile;
+}
+
+namespace antiphon::engine {
+
+enum class Activations { kFast, kFloat };  // int8 blocks with integer accumulation, or float32
+
+struct CpuRunnerOptions {
+  uint32_t block_tokens = 16;
+  uint32_t step_tokens_max = 1024;
+  int threads = 0;                      // 0: all cores granted to the process
+  Activations activations = Activations::kFast;  // kFloat also makes the KV dtype f32
+  std::string instruction_set = "auto"; // auto | scalar | avx2 | avx512 | amx
+  std::function<void(double)> on_load_progress;  // 0 .. 1
+};
+
+// FAILED_PRECONDITION when the model cannot be served (naming tensor or key) or the instruction set
+// is not granted by this machine. `file` must outlive the runner.
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
+                                                           const CpuRunnerOptions& options);
+
+}  // namespace antiphon::engine
+
+#endif  // ANTIPHON_ENGINE_CPU_CPU_RUNNER_H_

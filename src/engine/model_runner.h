@@ -1,0 +1,85 @@
+// The one face of an engine: CPU and CUDA runners stand behind it.
+//
+// A step processes any mix of prefill chunks and decode rows. K and V are written into, and read
+// from, the blocks that the caller names (slots of the host's pool, read in place). A row's result
+// depends on its tokens, positions, blocks and sampling alone, never on the rest of the batch, on
+// how a prompt is cut into chunks, or on the worker's role.
+#ifndef ANTIPHON_ENGINE_MODEL_RUNNER_H_
+#define ANTIPHON_ENGINE_MODEL_RUNNER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/kv_layout.h"
+#include "engine/sampler.h"
+
+namespace antiphon::engine {
+
+// Consecutive tokens of one sequence. What the spans point at must stay until the step is taken.
+struct SequenceChunk {
+  uint64_t sequence = 0;               // the caller's handle, echoed in the result
+  absl::Span<const uint32_t> tokens;   // at positions start .. start + size
+  uint32_t start = 0;
+  // Payload of every block of [0, start + size), in order. Blocks that hold positions >= start are
+  // written; earlier ones are only read.
+  absl::Span<std::byte* const> blocks;
+  std::optional<SampleRequest> sample; // draw the token after the chunk's last
+  bool want_logits = false;            // return float logits of every token (tests, echo)
+};
+
+struct Step {
+  std::vector<SequenceChunk> chunks;
+};
+
+struct ChunkResult {
+  uint64_t sequence = 0;
+  std::optional<SampledToken> sampled;
+  std::vector<float> logits;           // [tokens][vocab] when asked for
+};
+
+struct StepResult {
+  std::vector<ChunkResult> chunks;     // in the order of the step
+};
+
+struct StepProgress {
+  uint32_t layers_done = 0;  // K and V of every chunk are in the blocks for layers [0, layers_done)
+  bool finished = false;
+  friend bool operator==(const StepProgress&, const StepProgress&) = default;
+};
+
+struct RunnerShape {
+  uint32_t vocab = 0;
+  uint32_t context = 0;           // tokens
+  uint32_t step_tokens_max = 0;   // sum over the chunks of a step
+};
+
+// Submit, Await and Take belong to one thread; Progress may be called from any.
+class ModelRunner {
+ public:
+  virtual ~ModelRunner() = default;
+
+  virtual const RunnerShape& shape() const = 0;
+  virtual const KvLayout& layout() const = 0;
+  virtual std::string rope_text() const = 0;      // for the fingerprint
+  virtual std::string kernel_class() const = 0;   // for the fingerprint
+
+  // Starts a step. INVALID_ARGUMENT when a chunk is malformed (token out of range, position past
+  // the context, too few blocks): nothing was started. One step at a time.
+  virtual absl::Status Submit(Step step) = 0;
+  virtual StepProgress Progress() const = 0;
+  // Returns as soon as progress differs from `seen`, or after `timeout`.
+  virtual StepProgress Await(StepProgress seen, absl::Duration timeout) = 0;
+  // After `finished`. An error is the engine's: the step's rows are undefined.
+  virtual absl::StatusOr<StepResult> Take() = 0;
+};
+
+}  // namespace antiphon::engine
+
+#endif  // ANTIPHON_ENGINE_MODEL_RUNNER_H_

@@ -1,0 +1,57 @@
+// From logits to a token. Counter-based: the draw depends on (seed, position) alone, so a resumed
+// stream draws what it would have drawn. The same sampler runs behind every runner.
+//
+// Order (vLLM's): logit bias and masks, repetition penalty (prompt and emitted tokens), presence and
+// frequency penalties (emitted tokens), greedy when temperature is 0, else temperature, top-k, top-p,
+// min-p, one draw. Ties go to the lower id.
+#ifndef ANTIPHON_ENGINE_SAMPLER_H_
+#define ANTIPHON_ENGINE_SAMPLER_H_
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace antiphon::engine {
+
+struct SamplingParams {
+  float temperature = 1;  // 0: greedy
+  uint32_t top_k = 0;     // 0: off
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  std::vector<std::pair<uint32_t, float>> logit_bias;
+  uint64_t seed = 0;
+  bool logprobs = false;
+  uint32_t top_logprobs = 0;
+};
+
+struct SampleRequest {
+  const SamplingParams* params = nullptr;
+  absl::Span<const uint32_t> prompt_ids;   // for the repetition penalty
+  absl::Span<const uint32_t> emitted_ids;  // the token drawn has index emitted_ids.size()
+  absl::Span<const uint32_t> masked_ids;   // never drawn (stop ids before min_tokens)
+};
+
+struct SampledToken {
+  uint32_t id = 0;
+  float logprob = 0;  // of the model's own distribution (before penalties and temperature)
+  std::vector<std::pair<uint32_t, float>> top;  // top_logprobs alternatives, best first
+};
+
+// Scratch is reused from call to call; one Sampler per thread.
+class Sampler {
+ public:
+  // `logits` is changed in place.
+  SampledToken Sample(absl::Span<float> logits, const SampleRequest& request);
+
+ private:
+  std::vector<std::pair<float, uint32_t>> candidates_;
+};
+
+}  // namespace antiphon::engine
+
+#endif  // ANTIPHON_ENGINE_SAMPLER_H_
