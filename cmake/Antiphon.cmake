@@ -1,8 +1,10 @@
 # room_library(NAME SOURCES ... DEPS ...)   one static library per folder: antiphon_NAME
 # room_binary(NAME SOURCES ... DEPS ...)    an installed program
-# room_test(NAME SOURCES ... DEPS ... [LABELS unit])   a GoogleTest program run by ctest
+# room_test(NAME SOURCES ... DEPS ... [LABELS unit] [PURE])   a GoogleTest program run by ctest; PURE
+#   ones (no gRPC, no other process) also run with sanitizers: target pure_tests, label pure
 # room_bench(NAME SOURCES ... DEPS ...)     a Google Benchmark program, built and never run by ctest
 # room_fuzz(NAME SOURCES ... DEPS ...)      a libFuzzer target with clang, else a corpus replayer
+#   fuzz targets are PURE
 # DEPS name rooms (common, model, ...) or CMake targets.
 
 include(GNUInstallDirs)
@@ -54,8 +56,10 @@ function(room_binary name)
   install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
 
+add_custom_target(pure_tests)
+
 function(room_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "PURE" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
@@ -67,6 +71,10 @@ function(room_test name)
   target_link_libraries(${name} PRIVATE antiphon_options GTest::gmock GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   _antiphon_deps(${name} PRIVATE ${ARG_DEPS})
+  if(ARG_PURE)
+    add_dependencies(pure_tests ${name})
+    list(APPEND ARG_LABELS pure)
+  endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
                        SKIP_RETURN_CODE 77)
@@ -86,6 +94,7 @@ function(room_fuzz name)
   target_link_libraries(${name} PRIVATE antiphon_options)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   _antiphon_deps(${name} PRIVATE ${ARG_DEPS})
+  add_dependencies(pure_tests ${name})
   if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND ANTIPHON_SANITIZE)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     set(ANTIPHON_FUZZ_SECONDS 20 CACHE STRING "seconds each fuzz target runs under ctest")
