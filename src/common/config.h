@@ -1,4 +1,4 @@
-// Configuration: one YAML file for all daemons (schema: proto config.proto), conf.d beside it, flags.
+// Configuration: one YAML file for all daemons (schema: config.proto), conf.d beside it, flags.
 #ifndef ANTIPHON_COMMON_CONFIG_H_
 #define ANTIPHON_COMMON_CONFIG_H_
 
@@ -44,7 +44,8 @@ class LoadedConfig {
 
 // One --path=value (or --path value) override, or a file.
 struct ConfigSource {
-  std::string file;                 // empty: /etc/antiphon/antiphon.yaml when it exists, else defaults
+  // Empty: /etc/antiphon/antiphon.yaml when it exists, else defaults.
+  std::string file;
   bool file_required = false;       // given by --config
   std::vector<std::pair<std::string, std::string>> flags;  // dotted path, value as YAML text
 };

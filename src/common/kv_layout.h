@@ -1,12 +1,12 @@
 // The byte layout of one KV block, and the checksums of its layers.
 //
-// payload = [layer] of [K|V][token][kv_head][head_dim] of kv dtype; each layer starts at a multiple
-// of `layer_align`. A slot of the pool is a kSlotHeaderBytes header and then the payload.
+// payload = [layer] of [K|V][token][kv_head][head_dim] of kv dtype; each layer starts at a
+// multiple of `layer_align`. A slot of the pool is a kSlotHeaderBytes header and then the payload.
 //
 // Checksum of a layer with `tokens` filled tokens (xxh3-4k): over the filled bytes of K, then those
-// of V, cut into 4 KiB pieces counted within each half: the sum modulo 2^64 of XXH3-64(piece, seed =
-// 2 * piece index + (0 for K, 1 for V)). Pieces are independent, so any order and any device may
-// compute them.
+// of V, cut into 4 KiB pieces counted within each half: the sum modulo 2^64 of XXH3-64(piece,
+// seed = 2 * piece index + (0 for K, 1 for V)). Pieces are independent,
+// so any order and any device may compute them.
 #ifndef ANTIPHON_COMMON_KV_LAYOUT_H_
 #define ANTIPHON_COMMON_KV_LAYOUT_H_
 

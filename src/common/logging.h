@@ -1,4 +1,4 @@
-// Logging through spdlog, to stderr, in the format of SURFACE.md: keys ts level daemon node req msg.
+// Logging through spdlog, to stderr; the keys of a line are ts level daemon node req msg.
 //
 //   LogInfo("listening on {}", address);
 //   LogWarning(Req(label), "prefill {} gave up: {}", node, status.message());
@@ -41,7 +41,8 @@ void LogLine(LogLevel level, std::string_view request, std::string_view message)
 
 template <typename... Args>
 void Log(LogLevel level, Req req, fmt::format_string<Args...> format, Args&&... args) {
-  if (LogEnabled(level)) LogLine(level, req.label, fmt::format(format, std::forward<Args>(args)...));
+  if (!LogEnabled(level)) return;
+  LogLine(level, req.label, fmt::format(format, std::forward<Args>(args)...));
 }
 
 #define ANTIPHON_DEFINE_LOG_(Name, level)                                        \

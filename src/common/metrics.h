@@ -2,7 +2,7 @@
 // values they will ever have; updating one is an atomic add and never blocks.
 //
 //   Registry registry({{"daemon", "gateway"}});
-//   Counter& tokens = registry.AddCounter("antiphon_output_tokens_total", "Tokens sent to clients.",
+//   Counter& tokens = registry.AddCounter("antiphon_output_tokens_total", "Tokens sent.",
 //                                         {{"model", "smollm2"}});
 //   tokens.Add(3);
 //

@@ -29,7 +29,7 @@ bool IsLoopback(std::string_view host);
 // when it listens on all interfaces).
 std::string AdvertisedAddress(const config::v1::Listener& listener, uint16_t real_port);
 
-// Listens on TCP; port 0 is chosen by the kernel. UNAVAILABLE "port 8000 on 127.0.0.1 is taken: ..."
+// Listens on TCP; port 0 is chosen by the kernel. UNAVAILABLE "port 8000 on 127.0.0.1 is taken"
 // or the reason. Returns the descriptor; `port` gets the real one.
 absl::StatusOr<int> ListenTcp(const HostPort& address, uint16_t& port, int backlog = 1024);
 

@@ -28,9 +28,9 @@ class RpcServer {
  public:
   // `listen` is host:port; port 0 is chosen by the kernel. `services` outlive the server. Health
   // service always, reflection when asked for. UNAVAILABLE "port 7401 on 127.0.0.1 is taken: ...".
-  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const std::string& listen,
-                                                          const std::vector<grpc::Service*>& services,
-                                                          bool reflection = false);
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const std::string& listen, const std::vector<grpc::Service*>& services,
+      bool reflection = false);
   ~RpcServer();
   int port() const { return port_; }
   void SetServing(bool serving);

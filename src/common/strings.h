@@ -1,5 +1,6 @@
-// Debian 12's Abseil has a string_view of its own that does not convert to or from std::string_view.
-// Our interfaces take std::string_view; ToAbsl is the door to absl functions, ToStd the way back.
+// Debian 12's Abseil has a string_view of its own that does not convert to or from
+// std::string_view. Our interfaces take std::string_view; ToAbsl is the door to
+// absl functions, ToStd the way back.
 #ifndef ANTIPHON_COMMON_STRINGS_H_
 #define ANTIPHON_COMMON_STRINGS_H_
 

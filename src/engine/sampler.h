@@ -1,9 +1,9 @@
 // From logits to a token. Counter-based: the draw depends on (seed, position) alone, so a resumed
 // stream draws what it would have drawn. The same sampler runs behind every runner.
 //
-// Order (vLLM's): logit bias and masks, repetition penalty (prompt and emitted tokens), presence and
-// frequency penalties (emitted tokens), greedy when temperature is 0, else temperature, top-k, top-p,
-// min-p, one draw. Ties go to the lower id.
+// Order (vLLM's): logit bias and masks, repetition penalty (prompt and emitted tokens), presence
+// and frequency penalties (emitted tokens), greedy when temperature is 0, else temperature, top-k,
+// top-p, min-p, one draw. Ties go to the lower id.
 #ifndef ANTIPHON_ENGINE_SAMPLER_H_
 #define ANTIPHON_ENGINE_SAMPLER_H_
 

@@ -30,7 +30,8 @@ struct TypeTraits {
 };
 TypeTraits TraitsOf(TensorType type);
 
-// dims[0] is the contiguous dimension (GGUF order): a matrix [rows][columns] has dims {columns, rows}.
+// dims[0] is the contiguous dimension (GGUF order): a matrix [rows][columns] has dims
+// {columns, rows}.
 struct Tensor {
   std::string name;
   TensorType type = TensorType::kF32;

@@ -39,8 +39,8 @@ using PullId = uint64_t;  // never 0
 using PullDone = absl::AnyInvocable<void(absl::Status)>;
 
 // Thread-safe. `done` runs exactly once, on a thread of the transport (post, do not work there),
-// and not before the local memory of all slices is out of the transport's hands: after `done`, ok or
-// not, nothing writes there any more. Destroying the transport ends all pulls CANCELLED first.
+// and not before the local memory of all slices is out of the transport's hands: after `done`, ok
+// or not, nothing writes there any more. Destroying the transport ends all pulls CANCELLED first.
 //
 // Codes: OK; NOT_FOUND the peer has no such region (restarted); OUT_OF_RANGE a slice passes the
 // region's end; UNAVAILABLE the peer cannot be reached or broke off; DEADLINE_EXCEEDED; CANCELLED.
@@ -48,7 +48,8 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
-  // Makes [base, base + bytes) readable by peers until Unexport. INVALID_ARGUMENT: id taken or empty.
+  // Makes [base, base + bytes) readable by peers until Unexport. INVALID_ARGUMENT: id taken or
+  // empty.
   virtual absl::Status Export(RegionId id, const std::byte* base, size_t bytes) = 0;
   // Returns when no peer can read the region any more.
   virtual void Unexport(RegionId id) = 0;
