@@ -13,6 +13,8 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/time/time.h"
+
 namespace antiphon {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
@@ -38,6 +40,17 @@ struct Req {
 
 // The one way a line leaves the process. `request` may be empty.
 void LogLine(LogLevel level, std::string_view request, std::string_view message);
+
+// The message of an access line begins with this word; `antiphon up` shows such lines.
+inline constexpr std::string_view kAccessWord = "access ";
+
+// `text` without control characters, invalid UTF-8 and characters that reorder a line; quotes and
+// backslashes too when it goes into JSON.
+std::string EscapeForLog(std::string_view text, bool json);
+// One line without its end: "TS LEVEL DAEMON NODE REQ MSG" (REQ is "-" when there is none) or a JSON
+// object. For the journal: "<N>" before it, and no TS in text.
+std::string FormatLogLine(const LogOptions& options, bool journal, absl::Time now, LogLevel level,
+                          std::string_view request, std::string_view message);
 
 template <typename... Args>
 void Log(LogLevel level, Req req, fmt::format_string<Args...> format, Args&&... args) {
