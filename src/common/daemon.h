@@ -6,6 +6,7 @@
 #ifndef ANTIPHON_COMMON_DAEMON_H_
 #define ANTIPHON_COMMON_DAEMON_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -56,13 +57,23 @@ struct DaemonContext {
   Identity self;            // node id: NAME@HOST or --node; incarnation: random
   Registry* registry = nullptr;
   uint64_t random_seed = 0; // for whoever needs randomness
+  // To be called once for each listener with its configuration key ("gateway.http") and its real
+  // address: logged, and told to the parent (--announce-fd). Thread-safe.
+  std::function<void(std::string_view listener, std::string_view address)> announce;
 };
 
 using ServiceFactory =
     absl::AnyInvocable<absl::StatusOr<std::unique_ptr<Service>>(DaemonContext& context)>;
 
-// Flags: --config FILE, --check-config, --print-config, --node NAME, --version, --help, and any
-// configuration key as --section.key=value. Blocks until the daemon has ended; returns main's code.
+// Flags: --config FILE, --check-config, --print-config, --node NAME, --version, --help,
+// --announce-fd N, and any configuration key as --section.key=value.
+//
+// --announce-fd names an inherited descriptor that gets one JSON object a line:
+//   {"event":"listening","listener":"conductor.rpc","address":"127.0.0.1:40123"}
+//   {"event":"state","ready":false,"reason":"loading weights 43%"}    at every change
+//   {"event":"failed","code":78,"message":"..."}                      instead of serving
+// With $ANTIPHON_PARENT_PID set the daemon gets SIGTERM when that parent dies, and ends at once when
+// the parent is gone already. Blocks until the daemon has ended; returns main's code.
 // The operations listener (/metrics /livez /readyz) is up before the factory runs and answers
 // "starting" meanwhile. Tells systemd READY, STATUS, STOPPING, and the watchdog while not stuck.
 int RunDaemon(int argc, char** argv, const DaemonOptions& options, ServiceFactory factory);

@@ -1,0 +1,18 @@
+// How much memory this process may use, as the kernel and the cgroup see it.
+#ifndef ANTIPHON_COMMON_MEMORY_H_
+#define ANTIPHON_COMMON_MEMORY_H_
+
+#include <cstdint>
+
+namespace antiphon {
+
+// The least of the machine's memory and the limits of our cgroup (v2) and its ancestors. Bytes.
+uint64_t MemoryLimitBytes();
+// What can still be had without swapping: the least of MemAvailable and what the limits leave.
+uint64_t MemoryAvailableBytes();
+// kvstore.pool's default: a quarter of the limit, at most 8 GiB, in whole 2 MiB.
+uint64_t DefaultPoolBytes();
+
+}  // namespace antiphon
+
+#endif  // ANTIPHON_COMMON_MEMORY_H_
