@@ -49,7 +49,20 @@ class Sampler {
   SampledToken Sample(absl::Span<float> logits, const SampleRequest& request);
 
  private:
+  // Bias, masks and penalties; remembers what it changed when the model's own values are wanted.
+  void Penalise(absl::Span<float> logits, const SampleRequest& request);
+  uint32_t Draw(absl::Span<const float> logits, const SamplingParams& params, uint64_t position);
+  uint32_t DrawFromAll(double u) const;
+  // candidates_ becomes the `count` best of `values`, in no order.
+  void SelectTop(absl::Span<const float> values, size_t count);
+  // Keeps the fewest best candidates whose weights reach `mass`.
+  void KeepNucleus(double mass);
+
   std::vector<std::pair<float, uint32_t>> candidates_;
+  std::vector<std::pair<uint32_t, float>> changed_;  // (id, the model's logit), first change first
+  std::vector<float> scaled_;                        // (logit - best) / temperature
+  std::vector<float> maxima_, bounds_;
+  std::vector<uint32_t> counts_;                     // by id; all zero between calls
 };
 
 }  // namespace antiphon::engine

@@ -1,0 +1,372 @@
+#include "engine/cpu/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "engine/cpu/dequantize.h"
+
+namespace antiphon::engine::cpu {
+namespace {
+
+// Rows of a product that stay in a core's second-level cache while the weights pass by. A multiple
+// of kRowTile.
+constexpr size_t kProductRows = 128;
+// Rows of a chunk that share an unpacked tile of the cache.
+constexpr uint32_t kAttentionRows = 32;
+// Logits of this many rows are in memory at a time.
+constexpr size_t kOutputRows = 64;
+
+size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout,
+                 uint32_t rows_max, int threads)
+    : weights_(weights), kernels_(kernels), layout_(layout), threads_(threads) {
+  const model::LlamaShape& s = weights->shape;
+  const size_t q_columns = size_t{s.heads} * s.head_dim;
+  const size_t kv_columns = RoundUp(size_t{s.kv_heads} * s.head_dim, kGroupRows);
+  hidden_stride_ = RoundUp(s.hidden, kGroupRows);
+  gate_stride_ = RoundUp(s.feed_forward, kGroupRows);
+  input_stride_ = RoundUp(std::max({size_t{s.hidden}, q_columns, size_t{s.feed_forward}}), 32);
+  k_column_ = RoundUp(q_columns, kGroupRows);
+  v_column_ = k_column_ + kv_columns;
+  qkv_stride_ = v_column_ + kv_columns;
+  vocab_stride_ = RoundUp(s.vocab, kGroupRows);
+  padded_dim_ = RoundUp(s.head_dim, kGroupRows);
+
+  x_.resize(rows_max * hidden_stride_);
+  input_.resize(rows_max * input_stride_);
+  quant_.resize(QuantTileBytes(rows_max, input_stride_));
+  qkv_.resize(rows_max * qkv_stride_);
+  gate_up_.resize(rows_max * 2 * gate_stride_);
+  cos_.resize(rows_max * (s.rope_dims / 2));
+  sin_.resize(cos_.size());
+  const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
+  gathered_.resize(output_rows * hidden_stride_);
+  logits_.resize(output_rows * vocab_stride_);
+  rows_.reserve(rows_max);
+  attention_tasks_.reserve(rows_max);
+  output_rows_.reserve(rows_max);
+
+  const auto quantised = [](const Matrix& m) {
+    return m.packed.has_value() && UsesQuantisedActivations(*m.packed);
+  };
+  const auto raw = [](const Matrix& m) { return !m.packed.has_value(); };
+  size_t raw_columns = 0;
+  const auto see = [&](const Matrix& m) {
+    any_quantised_ = any_quantised_ || quantised(m);
+    if (raw(m)) raw_columns = std::max<size_t>(raw_columns, m.columns);
+  };
+  for (const LayerWeights& w : weights->layers) {
+    for (const Matrix* m : {&w.q, &w.k, &w.v, &w.attention_output, &w.gate, &w.up, &w.down}) {
+      see(*m);
+    }
+  }
+  see(weights->output);
+
+  const size_t queries = size_t{kAttentionRows} * (s.heads / s.kv_heads);
+  scratch_.resize(static_cast<size_t>(threads));
+  for (Scratch& scratch : scratch_) {
+    scratch.queries.resize(queries * padded_dim_);
+    scratch.attended.resize(queries * padded_dim_);
+    scratch.attention.resize(AttentionScratchFloats(queries, padded_dim_));
+    scratch.limits.resize(queries);
+    scratch.dequantized.resize(raw_columns * kGroupRows);
+    scratch.dequantized_row.resize(raw_columns);
+  }
+}
+
+void Forward::Prepare(Step step) {
+  step_ = std::move(step);
+  result_.chunks.clear();
+  result_.chunks.resize(step_.chunks.size());
+  rows_.clear();
+  attention_tasks_.clear();
+  output_rows_.clear();
+  for (uint32_t c = 0; c < step_.chunks.size(); ++c) {
+    const SequenceChunk& chunk = step_.chunks[c];
+    const uint32_t first = static_cast<uint32_t>(rows_.size());
+    const uint32_t count = static_cast<uint32_t>(chunk.tokens.size());
+    for (uint32_t i = 0; i < count; ++i) {
+      rows_.push_back({chunk.tokens[i], chunk.start + i, c});
+      const bool last = i + 1 == count;
+      if (chunk.want_logits || (last && chunk.sample.has_value())) {
+        output_rows_.push_back({first + i, c, last});
+      }
+    }
+    for (uint32_t i = 0; i < count; i += kAttentionRows) {
+      attention_tasks_.push_back({c, first + i, std::min(kAttentionRows, count - i)});
+    }
+    result_.chunks[c].sequence = chunk.sequence;
+    if (chunk.want_logits) result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
+  }
+}
+
+void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
+  Embed(team);
+  for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
+    RunLayer(team, thread, layer, on_layer);
+  }
+  Output(team, thread);
+}
+
+void Forward::Embed(Team& team) {
+  const model::LlamaShape& s = weights_->shape;
+  const model::Tensor& table = *weights_->embedding;
+  const model::TypeTraits traits = model::TraitsOf(table.type);
+  const size_t row_bytes = size_t{s.hidden} / traits.block_elements * traits.block_bytes;
+  const size_t pairs = s.rope_dims / 2;
+  team.ForEach(static_cast<int>(rows_.size()), 4, [&](int begin, int end) {
+    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
+      float* x = &x_[row * hidden_stride_];
+      Dequantize(table.type, table.data + rows_[row].token * row_bytes, s.hidden, x);
+      std::fill(x + s.hidden, x + hidden_stride_, 0.0f);
+      // The angle is rounded to float before its cosine, as the reference implementations do; the
+      // cosine itself is computed in double so that it does not depend on the C library's float one.
+      const float position = static_cast<float>(rows_[row].position);
+      for (size_t i = 0; i < pairs; ++i) {
+        const double angle = double{position * weights_->rope_frequencies[i]};
+        cos_[row * pairs + i] = static_cast<float>(std::cos(angle));
+        sin_[row * pairs + i] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+}
+
+void Forward::Quantise(size_t row, size_t rows, size_t columns) {
+  if (!any_quantised_) return;
+  const size_t tile = row / kRowTile;
+  const size_t tile_rows = std::min<size_t>(kRowTile, rows - tile * kRowTile);
+  kernels_->quantize_row(&input_[row * input_stride_], columns, static_cast<int>(row % kRowTile),
+                         static_cast<int>(tile_rows),
+                         &quant_[tile * QuantTileBytes(kRowTile, columns)]);
+}
+
+void Forward::Normalise(Team& team, const float* x, size_t stride,
+                        const std::vector<float>& weight, size_t rows) {
+  const model::LlamaShape& s = weights_->shape;
+  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
+      kernels_->rms_norm(x + row * stride, weight.data(), hidden_stride_, s.hidden, s.rms_eps,
+                         &input_[row * input_stride_]);
+      Quantise(row, rows, s.hidden);
+    }
+  });
+}
+
+void Forward::MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows,
+                             int group, int groups) {
+  const Matrix& matrix = *product.matrix;
+  MatMul m;
+  m.columns = matrix.columns;
+  m.groups = groups;
+  m.x = &input_[first_row * input_stride_];
+  m.x_stride = input_stride_;
+  m.x_quant = quant_.data() + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
+  m.rows = static_cast<int>(rows);
+  m.out = product.out + first_row * product.out_stride + static_cast<size_t>(group) * kGroupRows;
+  m.out_stride = product.out_stride;
+  m.add = product.add;
+  if (matrix.packed.has_value()) {
+    m.weights = matrix.image + PackedGroupBytes(*matrix.packed, matrix.columns) *
+                                   static_cast<size_t>(group);
+    kernels_->matmul[static_cast<int>(*matrix.packed)](m);
+    return;
+  }
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  m.weights = reinterpret_cast<const std::byte*>(scratch.dequantized.data());
+  m.groups = 1;
+  for (int g = group; g < group + groups; ++g, m.out += kGroupRows) {
+    matrix.DequantizeGroup(g, scratch.dequantized_row.data(), scratch.dequantized.data());
+    kernels_->matmul[static_cast<int>(PackedType::kF32)](m);
+  }
+}
+
+void Forward::Multiply(Team& team, int thread, size_t rows,
+                       std::initializer_list<Product> products) {
+  int groups = 0;
+  bool raw = false;
+  for (const Product& product : products) {
+    groups += product.matrix->groups();
+    raw = raw || !product.matrix->packed.has_value();
+  }
+  // Dequantising is what the slow path costs: it does so once for all rows.
+  const size_t block_rows = raw ? rows : kProductRows;
+  const int blocks = static_cast<int>((rows + block_rows - 1) / block_rows);
+  const int pieces = std::min(groups, 8 * threads_);
+  team.ForEach(blocks * pieces, 1, [&](int begin, int) {
+    const size_t first_row = static_cast<size_t>(begin / pieces) * block_rows;
+    const size_t row_count = std::min(block_rows, rows - first_row);
+    const int piece = begin % pieces;
+    int group = groups * piece / pieces;
+    const int end = groups * (piece + 1) / pieces;
+    int base = 0;  // first group of the product at hand
+    for (const Product& product : products) {
+      const int last = std::min(end, base + product.matrix->groups());
+      if (group < last) {
+        MultiplyGroups(thread, product, first_row, row_count, group - base, last - group);
+        group = last;
+      }
+      base += product.matrix->groups();
+    }
+  });
+}
+
+void Forward::WriteCache(uint32_t layer, size_t row) {
+  const model::LlamaShape& s = weights_->shape;
+  const LayerWeights& w = weights_->layers[layer];
+  float* q = &qkv_[row * qkv_stride_];
+  float* k = q + k_column_;
+  float* v = q + v_column_;
+  const size_t q_columns = size_t{s.heads} * s.head_dim;
+  const size_t kv_columns = size_t{s.kv_heads} * s.head_dim;
+  if (!w.q_bias.empty()) kernels_->add(q, w.q_bias.data(), k_column_);
+  if (!w.k_bias.empty()) kernels_->add(k, w.k_bias.data(), v_column_ - k_column_);
+  if (!w.v_bias.empty()) kernels_->add(v, w.v_bias.data(), qkv_stride_ - v_column_);
+  const size_t pairs = s.rope_dims / 2;
+  const float* cos = &cos_[row * pairs];
+  const float* sin = &sin_[row * pairs];
+  const auto rotate = [&](float* x) { kernels_->rope(x, cos, sin, pairs, x); };
+  for (uint32_t head = 0; head < s.heads; ++head) rotate(q + size_t{head} * s.head_dim);
+  for (uint32_t head = 0; head < s.kv_heads; ++head) rotate(k + size_t{head} * s.head_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+  for (size_t i = 0; i < q_columns; ++i) q[i] *= scale;
+
+  const SequenceChunk& chunk = step_.chunks[rows_[row].chunk];
+  const uint32_t position = rows_[row].position;
+  std::byte* keys = chunk.blocks[position / layout_.block_tokens] + layer * layout_.layer_bytes() +
+                    position % layout_.block_tokens * layout_.token_bytes();
+  std::byte* values = keys + layout_.half_bytes();
+  if (layout_.dtype == KvDtype::kF32) {
+    std::memcpy(keys, k, kv_columns * sizeof(float));
+    std::memcpy(values, v, kv_columns * sizeof(float));
+  } else {
+    kernels_->to_bf16(k, kv_columns, reinterpret_cast<uint16_t*>(keys));
+    kernels_->to_bf16(v, kv_columns, reinterpret_cast<uint16_t*>(values));
+  }
+}
+
+void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head) {
+  const model::LlamaShape& s = weights_->shape;
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  const SequenceChunk& chunk = step_.chunks[task.chunk];
+  const uint32_t shared = s.heads / s.kv_heads;
+  const size_t head_column = size_t{kv_head} * shared * s.head_dim;
+  size_t n = 0;
+  for (uint32_t r = 0; r < task.rows; ++r) {
+    const float* q = &qkv_[(task.first_row + r) * qkv_stride_ + head_column];
+    for (uint32_t h = 0; h < shared; ++h, ++n, q += s.head_dim) {
+      float* query = &scratch.queries[n * padded_dim_];
+      std::memcpy(query, q, s.head_dim * sizeof(float));
+      std::fill(query + s.head_dim, query + padded_dim_, 0.0f);
+      scratch.limits[n] = rows_[task.first_row + r].position + 1;
+    }
+  }
+  Attention a;
+  a.queries = scratch.queries.data();
+  a.count = static_cast<int>(n);
+  a.limits = scratch.limits.data();
+  a.out = scratch.attended.data();
+  a.head_dim = static_cast<int>(s.head_dim);
+  a.padded_dim = static_cast<int>(padded_dim_);
+  a.blocks = chunk.blocks.data();
+  a.block_tokens = layout_.block_tokens;
+  a.token_bytes = layout_.token_bytes();
+  a.key_offset = layer * layout_.layer_bytes() +
+                 size_t{kv_head} * s.head_dim * layout_.element_bytes();
+  a.value_offset = a.key_offset + layout_.half_bytes();
+  a.f32_cache = layout_.dtype == KvDtype::kF32;
+  a.scratch = scratch.attention.data();
+  kernels_->attention(a);
+  n = 0;
+  for (uint32_t r = 0; r < task.rows; ++r) {
+    float* out = &input_[(task.first_row + r) * input_stride_ + head_column];
+    for (uint32_t h = 0; h < shared; ++h, ++n, out += s.head_dim) {
+      std::memcpy(out, &scratch.attended[n * padded_dim_], s.head_dim * sizeof(float));
+    }
+  }
+}
+
+void Forward::RunLayer(Team& team, int thread, uint32_t layer,
+                       const std::function<void(uint32_t)>& on_layer) {
+  const model::LlamaShape& s = weights_->shape;
+  const LayerWeights& w = weights_->layers[layer];
+  const size_t rows = rows_.size();
+  const int count = static_cast<int>(rows);
+
+  Normalise(team, x_.data(), hidden_stride_, w.attention_norm, rows);
+  Multiply(team, thread, rows,
+           {{&w.q, qkv_.data(), qkv_stride_, false},
+            {&w.k, qkv_.data() + k_column_, qkv_stride_, false},
+            {&w.v, qkv_.data() + v_column_, qkv_stride_, false}});
+  team.ForEach(count, 4, [&](int begin, int end) {
+    for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
+  });
+  if (thread == 0) on_layer(layer + 1);
+
+  const int kv_heads = static_cast<int>(s.kv_heads);
+  const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
+  team.ForEach(tasks, 1, [&](int begin, int) {
+    // Late rows see the most: they go first, so that the last tasks are short.
+    const int task = (tasks - 1 - begin) / kv_heads;
+    AttendTask(thread, layer, attention_tasks_[static_cast<size_t>(task)],
+               static_cast<uint32_t>((tasks - 1 - begin) % kv_heads));
+  });
+  const size_t attended = size_t{s.heads} * s.head_dim;
+  team.ForEach(count, 4, [&](int begin, int end) {
+    for (int row = begin; row < end; ++row) Quantise(static_cast<size_t>(row), rows, attended);
+  });
+  Multiply(team, thread, rows, {{&w.attention_output, x_.data(), hidden_stride_, true}});
+
+  Normalise(team, x_.data(), hidden_stride_, w.feed_forward_norm, rows);
+  Multiply(team, thread, rows,
+           {{&w.gate, gate_up_.data(), 2 * gate_stride_, false},
+            {&w.up, gate_up_.data() + gate_stride_, 2 * gate_stride_, false}});
+  team.ForEach(count, 4, [&](int begin, int end) {
+    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
+      const float* gate = &gate_up_[row * 2 * gate_stride_];
+      kernels_->silu_mul(gate, gate + gate_stride_, gate_stride_, &input_[row * input_stride_]);
+      Quantise(row, rows, s.feed_forward);
+    }
+  });
+  Multiply(team, thread, rows, {{&w.down, x_.data(), hidden_stride_, true}});
+}
+
+void Forward::Output(Team& team, int thread) {
+  for (size_t first = 0; first < output_rows_.size(); first += kOutputRows) {
+    const size_t rows = std::min(kOutputRows, output_rows_.size() - first);
+    team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+        std::memcpy(&gathered_[i * hidden_stride_],
+                    &x_[output_rows_[first + i].row * hidden_stride_],
+                    hidden_stride_ * sizeof(float));
+      }
+    });
+    Normalise(team, gathered_.data(), hidden_stride_, weights_->output_norm, rows);
+    Multiply(team, thread, rows, {{&weights_->output, logits_.data(), vocab_stride_, false}});
+    team.ForEach(static_cast<int>(rows), 1, [&](int begin, int) {
+      Sample(thread, first, static_cast<size_t>(begin));
+    });
+  }
+}
+
+void Forward::Sample(int thread, size_t first, size_t index) {
+  const OutputRow& row = output_rows_[first + index];
+  const SequenceChunk& chunk = step_.chunks[row.chunk];
+  ChunkResult& result = result_.chunks[row.chunk];
+  const uint32_t vocab = weights_->shape.vocab;
+  float* logits = &logits_[index * vocab_stride_];
+  if (chunk.want_logits) {
+    const size_t in_chunk = rows_[row.row].position - chunk.start;
+    std::memcpy(&result.logits[in_chunk * vocab], logits, vocab * sizeof(float));
+  }
+  if (row.last && chunk.sample.has_value()) {
+    result.sampled = scratch_[static_cast<size_t>(thread)].sampler.Sample(
+        absl::MakeSpan(logits, vocab), *chunk.sample);
+  }
+}
+
+}  // namespace antiphon::engine::cpu

@@ -1,0 +1,107 @@
+// One step of the model, phase by phase, on all threads of a team.
+#ifndef ANTIPHON_ENGINE_CPU_FORWARD_H_
+#define ANTIPHON_ENGINE_CPU_FORWARD_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "common/kv_layout.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/team.h"
+#include "engine/cpu/weights.h"
+#include "engine/model_runner.h"
+#include "engine/sampler.h"
+
+namespace antiphon::engine::cpu {
+
+// Owns the buffers of a step, which are made once for `rows_max` rows. Prepare belongs to the thread
+// that submits; Run is called by every thread of the team; the two never overlap.
+class Forward {
+ public:
+  Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout, uint32_t rows_max,
+          int threads);
+
+  // `step` is valid; its spans must stay until Run has ended.
+  void Prepare(Step step);
+  // `on_layer(n)` is called on one thread when K and V of layers [0, n) are written.
+  void Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
+  StepResult TakeResult() { return std::move(result_); }
+
+ private:
+  struct Row {
+    uint32_t token;
+    uint32_t position;
+    uint32_t chunk;
+  };
+  // Rows of one chunk that attend together.
+  struct AttentionTask {
+    uint32_t chunk;
+    uint32_t first_row;
+    uint32_t rows;
+  };
+  // A row whose logits are wanted.
+  struct OutputRow {
+    uint32_t row;
+    uint32_t chunk;
+    bool last;  // of its chunk: the one that samples
+  };
+  // One matrix of a product phase and where its results go.
+  struct Product {
+    const Matrix* matrix;
+    float* out;
+    size_t out_stride;
+    bool add;
+  };
+  // What one thread needs for itself.
+  struct Scratch {
+    std::vector<float> queries, attended, attention, dequantized, dequantized_row;
+    std::vector<uint32_t> limits;
+    Sampler sampler;
+  };
+
+  void Embed(Team& team);
+  void RunLayer(Team& team, int thread, uint32_t layer,
+                const std::function<void(uint32_t)>& on_layer);
+  void Output(Team& team, int thread);
+
+  // normalised_ = RmsNorm(x of `row(i)`), and its quantised tiles, for i in [0, rows).
+  void Normalise(Team& team, const float* x, size_t stride, const std::vector<float>& weight,
+                 size_t rows);
+  void Quantise(size_t row, size_t rows, size_t columns);
+  void Multiply(Team& team, int thread, size_t rows, std::initializer_list<Product> products);
+  void MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows, int group,
+                      int groups);
+  void WriteCache(uint32_t layer, size_t row);
+  void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head);
+  void Sample(int thread, size_t first, size_t index);
+
+  const Weights* weights_;
+  const Kernels* kernels_;
+  const KvLayout layout_;
+  const int threads_;
+  size_t hidden_stride_, input_stride_, qkv_stride_, k_column_, v_column_, gate_stride_,
+      vocab_stride_, padded_dim_;
+  bool any_quantised_ = false;
+
+  std::vector<float> x_;          // [row][hidden_stride_]: the residual stream
+  std::vector<float> input_;      // [row][input_stride_]: of the next product
+  std::vector<std::byte> quant_;  // the same, quantised
+  std::vector<float> qkv_;        // [row][qkv_stride_]
+  std::vector<float> gate_up_;    // [row][2 * gate_stride_]
+  std::vector<float> cos_, sin_;  // [row][pairs]
+  std::vector<float> gathered_;   // [output row of a batch][hidden_stride_]
+  std::vector<float> logits_;     // [output row of a batch][vocab_stride_]
+  std::vector<Scratch> scratch_;
+
+  Step step_;
+  StepResult result_;
+  std::vector<Row> rows_;
+  std::vector<AttentionTask> attention_tasks_;
+  std::vector<OutputRow> output_rows_;
+};
+
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_FORWARD_H_

@@ -1,0 +1,34 @@
+#include "engine/cpu/isa.h"
+
+#include <array>
+
+#include "common/logging.h"
+
+namespace antiphon::engine::cpu {
+
+const std::vector<const Kernels*>& GrantedKernels() {
+  static const std::vector<const Kernels*>* const granted =
+      new std::vector<const Kernels*>(DetectKernels());
+  return *granted;
+}
+
+absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name) {
+  const std::vector<const Kernels*>& granted = GrantedKernels();
+  if (name == "auto") return granted.front();
+  std::string names;
+  for (const Kernels* kernels : granted) {
+    if (name == kernels->name) return kernels;
+    names += (names.empty() ? "" : ", ") + std::string(kernels->name);
+  }
+  constexpr std::array<std::string_view, 4> kKnown = {"scalar", "avx2", "avx512", "amx"};
+  for (std::string_view known : kKnown) {
+    if (name == known) {
+      return absl::FailedPreconditionError(fmt::format(
+          "instruction_set {} is not granted on this machine; granted: {}", name, names));
+    }
+  }
+  return absl::InvalidArgumentError(fmt::format(
+      "instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512 or amx", name));
+}
+
+}  // namespace antiphon::engine::cpu

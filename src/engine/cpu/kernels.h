@@ -1,0 +1,118 @@
+// The arithmetic of the CPU engine, behind one table of functions for each instruction set.
+//
+// Every table gives the same bits. Reductions run over 16 virtual lanes in one fixed order, products
+// of quantised formats are summed as integers inside a block of 32 and the blocks are added in
+// ascending order with fused multiply-adds, whatever the width of a register or the shape of a tile.
+// So a row's result depends on the row alone: not on its neighbours, the chunk, the thread count or
+// the machine.
+//
+// This header is included by files compiled for instruction sets that the machine may not have: it
+// must stay free of anything that emits inline functions.
+#ifndef ANTIPHON_ENGINE_CPU_KERNELS_H_
+#define ANTIPHON_ENGINE_CPU_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace antiphon::engine::cpu {
+
+inline constexpr int kGroupRows = 16;      // output rows that share a packed group
+inline constexpr int kQuantBlock = 32;     // elements that share an activation scale
+inline constexpr int kRowTile = 16;        // activation rows that share a quantised tile
+inline constexpr int kAttentionTile = 64;  // tokens of one softmax tile, counted from position 0
+
+// Packed weights: groups of 16 rows, padded with zero rows, interleaved so that lane r of a vector
+// belongs to row r.
+//   kF32, kF16, kBf16: [column][16].
+//   kQ8_0: for each block of 32 columns: 16 f16 scales; 8 x [16 rows][4 columns] of u8 (value + 128).
+//   kQ4_0: 16 f16 scales; 4 x [16 rows][4 bytes]: byte c of step i holds column 4i + c in its low
+//          nibble and column 16 + 4i + c in its high nibble (value + 8).
+//   kQ4_1: as kQ4_0 with 16 f16 minima after the scales and values from 0 to 15.
+enum class PackedType : uint8_t { kF32, kF16, kBf16, kQ8_0, kQ4_0, kQ4_1 };
+inline constexpr int kPackedTypes = 6;
+
+constexpr bool UsesQuantisedActivations(PackedType type) { return type >= PackedType::kQ8_0; }
+
+// Bytes of one group of 16 rows.
+constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
+  switch (type) {
+    case PackedType::kF32: return columns * 64;
+    case PackedType::kF16:
+    case PackedType::kBf16: return columns * 32;
+    case PackedType::kQ8_0: return columns / 32 * (32 + 512);
+    case PackedType::kQ4_0: return columns / 32 * (32 + 256);
+    case PackedType::kQ4_1: return columns / 32 * (64 + 256);
+  }
+  return 0;
+}
+
+// Quantised activations: tiles of up to 16 rows. For each block of 32 columns, with R rows in the
+// tile: int8 values[R][32]; float scales[R]; float sums[R] (scale times the sum of the values);
+// int32 offsets[R] (-128 times the sum of the values).
+inline constexpr size_t kQuantRowBlockBytes = 32 + 4 + 4 + 4;
+constexpr size_t QuantTileBytes(size_t rows, size_t columns) {
+  return rows * (columns / 32) * kQuantRowBlockBytes;
+}
+
+// out[row][16 * group + lane] = sum over columns, or is increased by it when `add`.
+struct MatMul {
+  const std::byte* weights = nullptr;  // first group
+  size_t columns = 0;
+  int groups = 0;
+  const float* x = nullptr;            // float types: [rows][x_stride]
+  size_t x_stride = 0;
+  const std::byte* x_quant = nullptr;  // integer types: tiles, all full but the last
+  int rows = 0;
+  float* out = nullptr;
+  size_t out_stride = 0;
+  bool add = false;
+};
+
+// Queries of one kv head against the cache of one sequence.
+struct Attention {
+  const float* queries = nullptr;  // [count][padded_dim], already scaled, padding zero
+  int count = 0;
+  const uint32_t* limits = nullptr;  // visible tokens of each query, not descending, at least 1
+  float* out = nullptr;              // [count][padded_dim]
+  int head_dim = 0;
+  int padded_dim = 0;  // head_dim rounded up to 16
+
+  // K of position p: blocks[p / block_tokens] + key_offset + (p % block_tokens) * token_bytes.
+  const std::byte* const* blocks = nullptr;
+  uint32_t block_tokens = 0;
+  size_t token_bytes = 0;
+  size_t key_offset = 0;
+  size_t value_offset = 0;
+  bool f32_cache = false;  // else bf16
+
+  float* scratch = nullptr;  // AttentionScratchFloats(count, padded_dim)
+};
+// Transposed keys, values, weights of up to 4 queries, running maximum and sum.
+constexpr size_t AttentionScratchFloats(size_t count, size_t padded_dim) {
+  return 2 * padded_dim * kAttentionTile + 4 * kAttentionTile + 2 * count + 64;
+}
+
+struct Kernels {
+  const char* name;
+  void (*matmul[kPackedTypes])(const MatMul&);
+  // Quantises one row into its place in a tile that holds `tile_rows` rows.
+  void (*quantize_row)(const float* x, size_t columns, int row, int tile_rows, std::byte* tile);
+  // `n` is a multiple of 16, elements past `size` are zero.
+  void (*rms_norm)(const float* x, const float* weight, size_t n, size_t size, float eps, float* out);
+  void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
+  void (*add)(float* x, const float* y, size_t n);
+  // Rotates pairs (i, i + half), i < half, by the angles of cos and sin; `x` and `out` may be equal.
+  void (*rope)(const float* x, const float* cos, const float* sin, size_t half, float* out);
+  void (*to_bf16)(const float* x, size_t n, uint16_t* out);  // any n
+  void (*attention)(const Attention&);
+  // For the sampler; any n above 0. The lowest index of the maximum; NaN never wins.
+  size_t (*argmax)(const float* x, size_t n);
+  // Sum of exp(x - shift).
+  double (*sum_exp)(const float* x, size_t n, float shift);
+};
+
+const Kernels& ScalarKernels();
+
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_KERNELS_H_

@@ -1,0 +1,22 @@
+// From GGUF rows to the packed groups of kernels.h.
+#ifndef ANTIPHON_ENGINE_CPU_PACK_H_
+#define ANTIPHON_ENGINE_CPU_PACK_H_
+
+#include <cstddef>
+#include <optional>
+
+#include "engine/cpu/kernels.h"
+#include "model/gguf.h"
+
+namespace antiphon::engine::cpu {
+
+// None for a format that has no packed kernel.
+std::optional<PackedType> PackedTypeOf(model::TensorType type);
+
+// `rows`: sixteen rows in the file, nullptr past the end of the matrix. Writes
+// PackedGroupBytes(type, columns) bytes.
+void PackGroup(PackedType type, const std::byte* const* rows, size_t columns, std::byte* out);
+
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_PACK_H_

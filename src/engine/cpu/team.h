@@ -1,0 +1,60 @@
+// Threads that go through one round of work together, phase by phase.
+//
+// Between rounds the threads sleep. Inside a round they meet at barriers: a thread that arrives
+// early spins for a few microseconds and then sleeps, so that a shared core is not burnt.
+#ifndef ANTIPHON_ENGINE_CPU_TEAM_H_
+#define ANTIPHON_ENGINE_CPU_TEAM_H_
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "common/thread.h"
+
+namespace antiphon::engine::cpu {
+
+// Cores that the process may use: affinity and the cgroup's quota. At least 1.
+int GrantedCores();
+
+class Team {
+ public:
+  // Every round runs `round(thread)` once on each thread, 0 <= thread < threads.
+  Team(int threads, const std::string& name, std::function<void(int)> round);
+  // Joins the threads; a round in progress ends first.
+  ~Team();
+
+  int size() const { return size_; }
+
+  // From outside the team, and only when the last round has ended (its body said so).
+  void StartRound();
+
+  // Inside a round, by every thread of the team alike: calls body(begin, end) for pieces of
+  // [0, count) of at most `grain`, each on whichever thread is free, and returns when all are done.
+  template <typename Body>
+  void ForEach(int count, int grain, Body body) {
+    while (true) {
+      const int begin = next_.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= count) break;
+      body(begin, begin + grain < count ? begin + grain : count);
+    }
+    Barrier();
+  }
+  void Barrier();
+
+ private:
+  void Work(int thread);
+
+  const int size_;
+  const std::function<void(int)> round_body_;
+  alignas(64) std::atomic<int> next_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+  alignas(64) std::atomic<int> round_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<Thread> threads_;
+};
+
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_TEAM_H_

@@ -1,0 +1,280 @@
+#include "engine/cpu/weights.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/logging.h"
+#include "common/status_macros.h"
+#include "common/thread.h"
+#include "engine/cpu/dequantize.h"
+#include "engine/cpu/pack.h"
+
+namespace antiphon::engine::cpu {
+namespace {
+
+using model::GgufFile;
+using model::LlamaShape;
+using model::Tensor;
+
+constexpr size_t kImageAlign = 4096;
+
+size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+size_t RowBytes(const Tensor& tensor, size_t columns) {
+  const model::TypeTraits traits = model::TraitsOf(tensor.type);
+  return columns / traits.block_elements * traits.block_bytes;
+}
+
+absl::StatusOr<const Tensor*> Find(const GgufFile& file, const std::string& name,
+                                   const std::vector<uint64_t>& dims) {
+  const Tensor* tensor = file.FindTensor(name);
+  if (tensor == nullptr) {
+    return absl::FailedPreconditionError(fmt::format("tensor {} is missing", name));
+  }
+  std::vector<uint64_t> have = tensor->dims;
+  while (have.size() > dims.size() && have.back() == 1) have.pop_back();
+  if (have != dims) {
+    std::string wanted, found;
+    for (uint64_t d : dims) wanted += (wanted.empty() ? "" : "x") + std::to_string(d);
+    for (uint64_t d : tensor->dims) found += (found.empty() ? "" : "x") + std::to_string(d);
+    return absl::FailedPreconditionError(
+        fmt::format("tensor {} is {}, expected {}", name, found, wanted));
+  }
+  if (!CanDequantize(tensor->type)) {
+    return absl::FailedPreconditionError(
+        fmt::format("tensor {} has type {}, which the CPU engine cannot read", name,
+                    model::TensorTypeName(tensor->type)));
+  }
+  if (dims[0] % model::TraitsOf(tensor->type).block_elements != 0) {
+    return absl::FailedPreconditionError(
+        fmt::format("tensor {}: rows of {} are not whole blocks of {}", name, dims[0],
+                    model::TensorTypeName(tensor->type)));
+  }
+  return tensor;
+}
+
+absl::StatusOr<std::vector<float>> LoadVector(const GgufFile& file, const std::string& name,
+                                              uint32_t size) {
+  ASSIGN_OR_RETURN(const Tensor* tensor, Find(file, name, {size}));
+  std::vector<float> values(RoundUp(size, kGroupRows), 0.0f);
+  Dequantize(tensor->type, tensor->data, size, values.data());
+  return values;
+}
+
+absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name, uint32_t rows,
+                                  uint32_t columns, Activations activations) {
+  ASSIGN_OR_RETURN(const Tensor* tensor, Find(file, name, {columns, rows}));
+  Matrix matrix;
+  matrix.tensor = tensor;
+  matrix.rows = rows;
+  matrix.columns = columns;
+  matrix.packed = PackedTypeOf(tensor->type);
+  if (activations == Activations::kFloat && matrix.packed.has_value() &&
+      UsesQuantisedActivations(*matrix.packed)) {
+    matrix.packed.reset();
+  }
+  return matrix;
+}
+
+absl::StatusOr<LayerWeights> FindLayer(const GgufFile& file, const LlamaShape& shape,
+                                       uint32_t layer, Activations activations) {
+  const std::string prefix = fmt::format("blk.{}.", layer);
+  const uint32_t q_rows = shape.heads * shape.head_dim;
+  const uint32_t kv_rows = shape.kv_heads * shape.head_dim;
+  LayerWeights w;
+  ASSIGN_OR_RETURN(w.attention_norm,
+                   LoadVector(file, prefix + "attn_norm.weight", shape.hidden));
+  ASSIGN_OR_RETURN(w.feed_forward_norm,
+                   LoadVector(file, prefix + "ffn_norm.weight", shape.hidden));
+  const auto matrix = [&](const char* name, uint32_t rows, uint32_t columns) {
+    return FindMatrix(file, prefix + name + ".weight", rows, columns, activations);
+  };
+  ASSIGN_OR_RETURN(w.q, matrix("attn_q", q_rows, shape.hidden));
+  ASSIGN_OR_RETURN(w.k, matrix("attn_k", kv_rows, shape.hidden));
+  ASSIGN_OR_RETURN(w.v, matrix("attn_v", kv_rows, shape.hidden));
+  ASSIGN_OR_RETURN(w.attention_output, matrix("attn_output", shape.hidden, q_rows));
+  ASSIGN_OR_RETURN(w.gate, matrix("ffn_gate", shape.feed_forward, shape.hidden));
+  ASSIGN_OR_RETURN(w.up, matrix("ffn_up", shape.feed_forward, shape.hidden));
+  ASSIGN_OR_RETURN(w.down, matrix("ffn_down", shape.hidden, shape.feed_forward));
+  if (shape.rope_interleaved) {
+    w.q.interleaved_dims = w.k.interleaved_dims = shape.rope_dims;
+    w.q.head_dim = w.k.head_dim = shape.head_dim;
+  }
+  const auto bias = [&](const char* name, const Matrix& matrix,
+                        std::vector<float>& out) -> absl::Status {
+    const std::string full = prefix + name + ".bias";
+    if (!shape.qkv_bias && file.FindTensor(full) == nullptr) return absl::OkStatus();
+    ASSIGN_OR_RETURN(std::vector<float> values, LoadVector(file, full, matrix.rows));
+    out.assign(values.size(), 0.0f);
+    for (uint32_t row = 0; row < matrix.rows; ++row) out[row] = values[matrix.SourceRow(row)];
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(bias("attn_q", w.q, w.q_bias));
+  RETURN_IF_ERROR(bias("attn_k", w.k, w.k_bias));
+  RETURN_IF_ERROR(bias("attn_v", w.v, w.v_bias));
+  return w;
+}
+
+absl::Status FindRopeFrequencies(const GgufFile& file, Weights& weights) {
+  const LlamaShape& shape = weights.shape;
+  const uint32_t pairs = shape.rope_dims / 2;
+  std::vector<float> divisors(pairs, 1.0f);
+  if (shape.has_rope_freqs) {
+    ASSIGN_OR_RETURN(divisors, LoadVector(file, "rope_freqs.weight", pairs));
+  }
+  weights.rope_frequencies.resize(pairs);
+  for (uint32_t i = 0; i < pairs; ++i) {
+    const double exponent = 2.0 * i / shape.rope_dims;
+    const float base = static_cast<float>(1.0 / std::pow(double{shape.rope_base}, exponent));
+    weights.rope_frequencies[i] = base / divisors[i] / shape.rope_scale;
+  }
+  return absl::OkStatus();
+}
+
+// Every matrix that is to be packed, with its place in the image.
+struct Packing {
+  Matrix* matrix;
+  size_t offset;
+};
+
+void PackOne(const Matrix& matrix, int group, std::byte* out) {
+  const size_t row_bytes = RowBytes(*matrix.tensor, matrix.columns);
+  const std::byte* rows[kGroupRows];
+  for (uint32_t lane = 0; lane < kGroupRows; ++lane) {
+    const uint32_t row = static_cast<uint32_t>(group) * kGroupRows + lane;
+    rows[lane] =
+        row < matrix.rows ? matrix.tensor->data + matrix.SourceRow(row) * row_bytes : nullptr;
+  }
+  PackGroup(*matrix.packed, rows, matrix.columns, out);
+}
+
+absl::Status PackAll(Weights& weights, int threads, const std::function<void(double)>& progress) {
+  std::vector<Packing> packings;
+  size_t bytes = 0;
+  const auto place = [&](Matrix& matrix) {
+    if (!matrix.packed.has_value()) return;
+    packings.push_back({&matrix, bytes});
+    bytes += RoundUp(PackedGroupBytes(*matrix.packed, matrix.columns) *
+                         static_cast<size_t>(matrix.groups()),
+                     kImageAlign);
+  };
+  for (LayerWeights& layer : weights.layers) {
+    for (Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.attention_output, &layer.gate,
+                           &layer.up, &layer.down}) {
+      place(*matrix);
+    }
+  }
+  place(weights.output);
+  ASSIGN_OR_RETURN(weights.image, Arena::Create(bytes));
+  std::vector<std::pair<size_t, int>> tasks;  // (packing, group)
+  for (size_t i = 0; i < packings.size(); ++i) {
+    packings[i].matrix->image = weights.image.data() + packings[i].offset;
+    for (int group = 0; group < packings[i].matrix->groups(); ++group) tasks.emplace_back(i, group);
+  }
+  std::atomic<size_t> next{0};
+  constexpr size_t kGrain = 16;
+  const auto work = [&](bool report) {
+    while (true) {
+      const size_t begin = next.fetch_add(kGrain);
+      if (begin >= tasks.size()) return;
+      for (size_t t = begin; t < std::min(begin + kGrain, tasks.size()); ++t) {
+        const auto [index, group] = tasks[t];
+        const Matrix& matrix = *packings[index].matrix;
+        PackOne(matrix, group,
+                weights.image.data() + packings[index].offset +
+                    PackedGroupBytes(*matrix.packed, matrix.columns) * static_cast<size_t>(group));
+      }
+      if (report && progress) {
+        progress(static_cast<double>(begin) / static_cast<double>(tasks.size()));
+      }
+    }
+  };
+  {
+    std::vector<Thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back("pack", [&work] { work(false); });
+    work(true);
+  }
+  if (progress) progress(1.0);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Arena> Arena::Create(size_t bytes) {
+  Arena arena;
+  arena.bytes_ = RoundUp(std::max(bytes, size_t{1}), size_t{2} << 20);
+  void* data = mmap(nullptr, arena.bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                    0);
+  if (data == MAP_FAILED) {
+    arena.bytes_ = 0;
+    return absl::FailedPreconditionError(
+        fmt::format("no memory for {} MiB of weights", bytes >> 20));
+  }
+  arena.data_ = static_cast<std::byte*>(data);
+  madvise(data, arena.bytes_, MADV_HUGEPAGE);  // a hint: without it the pages are small
+  return arena;
+}
+
+Arena::Arena(Arena&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Arena& Arena::operator=(Arena&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Arena::~Arena() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+uint32_t Matrix::SourceRow(uint32_t row) const {
+  if (interleaved_dims == 0) return row;
+  const uint32_t within = row % head_dim;
+  if (within >= interleaved_dims) return row;
+  const uint32_t pairs = interleaved_dims / 2;
+  return row - within + (within < pairs ? 2 * within : 2 * (within - pairs) + 1);
+}
+
+void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
+  const size_t row_bytes = RowBytes(*tensor, columns);
+  for (uint32_t lane = 0; lane < kGroupRows; ++lane) {
+    const uint32_t row = static_cast<uint32_t>(group) * kGroupRows + lane;
+    if (row < rows) {
+      Dequantize(tensor->type, tensor->data + SourceRow(row) * row_bytes, columns, scratch);
+    } else {
+      std::memset(scratch, 0, columns * sizeof(float));
+    }
+    for (size_t k = 0; k < columns; ++k) out[k * kGroupRows + lane] = scratch[k];
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
+                                                     int threads,
+                                                     const std::function<void(double)>& progress) {
+  auto weights = std::make_unique<Weights>();
+  ASSIGN_OR_RETURN(weights->shape, model::LlamaShapeOf(file));
+  const LlamaShape& shape = weights->shape;
+  ASSIGN_OR_RETURN(weights->embedding,
+                   Find(file, "token_embd.weight", {shape.hidden, shape.vocab}));
+  weights->layers.reserve(shape.layers);
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    ASSIGN_OR_RETURN(LayerWeights w, FindLayer(file, shape, layer, activations));
+    weights->layers.push_back(std::move(w));
+  }
+  ASSIGN_OR_RETURN(weights->output_norm, LoadVector(file, "output_norm.weight", shape.hidden));
+  ASSIGN_OR_RETURN(
+      weights->output,
+      FindMatrix(file, shape.tied_output ? "token_embd.weight" : "output.weight", shape.vocab,
+                 shape.hidden, activations));
+  RETURN_IF_ERROR(FindRopeFrequencies(file, *weights));
+  RETURN_IF_ERROR(PackAll(*weights, threads, progress));
+  return weights;
+}
+
+}  // namespace antiphon::engine::cpu

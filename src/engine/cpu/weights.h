@@ -1,0 +1,79 @@
+// The weights of a llama or qwen2 model as the kernels want them: matrices packed once at load into
+// one image, the rest in place in the file's mapping.
+#ifndef ANTIPHON_ENGINE_CPU_WEIGHTS_H_
+#define ANTIPHON_ENGINE_CPU_WEIGHTS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/cpu/cpu_runner.h"
+#include "engine/cpu/kernels.h"
+#include "model/card.h"
+#include "model/gguf.h"
+
+namespace antiphon::engine::cpu {
+
+// Anonymous zeroed memory, on huge pages where the system has them.
+class Arena {
+ public:
+  static absl::StatusOr<Arena> Create(size_t bytes);
+  Arena() = default;
+  Arena(Arena&& other) noexcept;
+  Arena& operator=(Arena&& other) noexcept;
+  ~Arena();
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// y = W x. Packed (kernels.h), or rows of the file for the formats of the slow exact path.
+struct Matrix {
+  const model::Tensor* tensor = nullptr;
+  uint32_t rows = 0;
+  uint32_t columns = 0;
+  std::optional<PackedType> packed;  // none: dequantised 16 rows at a time when used
+  const std::byte* image = nullptr;  // packed groups
+  // Interleaved rotary pairs (2i, 2i + 1) are turned into halves (i, i + pairs) by permuting the
+  // rows of q and k in each head; products of q and k do not notice.
+  uint32_t interleaved_dims = 0;
+  uint32_t head_dim = 0;
+
+  int groups() const { return static_cast<int>((rows + kGroupRows - 1) / kGroupRows); }
+  uint32_t SourceRow(uint32_t row) const;
+  // Sixteen rows as [column][16] floats, whatever the format; rows past the end are zero. `scratch`
+  // holds `columns` floats.
+  void DequantizeGroup(int group, float* scratch, float* out) const;
+};
+
+struct LayerWeights {
+  std::vector<float> attention_norm, feed_forward_norm;  // padded to 16 with zeros
+  Matrix q, k, v, attention_output, gate, up, down;
+  std::vector<float> q_bias, k_bias, v_bias;  // empty: none; in the rows' packed order
+};
+
+struct Weights {
+  model::LlamaShape shape;
+  const model::Tensor* embedding = nullptr;
+  std::vector<LayerWeights> layers;
+  std::vector<float> output_norm;
+  Matrix output;
+  std::vector<float> rope_frequencies;  // radians a token for each pair
+  Arena image;
+};
+
+// FAILED_PRECONDITION naming the tensor that is missing, of a wrong size or of an unknown type.
+// Packs on `threads` threads.
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::GgufFile& file,
+                                                     Activations activations, int threads,
+                                                     const std::function<void(double)>& progress);
+
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_WEIGHTS_H_

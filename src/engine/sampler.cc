@@ -1,0 +1,254 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "common/philox.h"
+#include "engine/cpu/isa.h"
+
+namespace antiphon::engine {
+namespace {
+
+using Candidate = std::pair<float, uint32_t>;
+
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+// Log-probabilities travel as JSON numbers, which have no infinity.
+constexpr float kLogprobMin = -9999.0f;
+// Below this the division by the temperature overflows; the distribution is a point long before.
+constexpr float kTemperatureMin = 1e-5f;
+constexpr size_t kBlock = 64;         // logits that share an entry of maxima_
+constexpr size_t kDrawChunk = 1024;   // logits whose weights are summed in one go
+constexpr size_t kNucleusTry = 1024;  // most nuclei are smaller
+
+// All tables give the same bits, so the fastest may serve behind every runner.
+const cpu::Kernels& Math() { return *cpu::GrantedKernels().front(); }
+
+// Ties go to the lower id.
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.first != b.first ? a.first > b.first : a.second < b.second;
+}
+
+double Weight(float scaled) { return std::exp(static_cast<double>(scaled)); }
+
+}  // namespace
+
+SampledToken Sampler::Sample(absl::Span<float> logits, const SampleRequest& request) {
+  const SamplingParams& p = *request.params;
+  SampledToken token;
+  float log_total = 0;
+  if (p.logprobs) {
+    const float peak = logits[Math().argmax(logits.data(), logits.size())];
+    log_total = peak + static_cast<float>(
+                           std::log(Math().sum_exp(logits.data(), logits.size(), peak)));
+    if (p.top_logprobs > 0) {
+      SelectTop(logits, p.top_logprobs);
+      std::sort(candidates_.begin(), candidates_.end(), Better);
+      token.top.reserve(candidates_.size());
+      for (const auto& [logit, id] : candidates_) {
+        token.top.emplace_back(id, std::max(logit - log_total, kLogprobMin));
+      }
+    }
+  }
+  Penalise(logits, request);
+  token.id = p.temperature < kTemperatureMin
+                 ? static_cast<uint32_t>(Math().argmax(logits.data(), logits.size()))
+                 : Draw(logits, p, request.emitted_ids.size());
+  if (p.logprobs) {
+    const auto changed = std::find_if(changed_.begin(), changed_.end(),
+                                      [&](const auto& c) { return c.first == token.id; });
+    const float logit = changed == changed_.end() ? logits[token.id] : changed->second;
+    token.logprob = std::max(logit - log_total, kLogprobMin);
+  }
+  return token;
+}
+
+void Sampler::Penalise(absl::Span<float> logits, const SampleRequest& request) {
+  const SamplingParams& p = *request.params;
+  changed_.clear();
+  const auto remember = [&](uint32_t id) {
+    if (p.logprobs) changed_.emplace_back(id, logits[id]);
+  };
+  for (const auto& [id, bias] : p.logit_bias) {
+    remember(id);
+    logits[id] += bias;
+  }
+  for (uint32_t id : request.masked_ids) {
+    if (id >= logits.size()) continue;
+    remember(id);
+    logits[id] = kMasked;
+  }
+  const bool repetition = p.repetition_penalty != 1.0f;
+  const bool counted = p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+  if (!repetition && !counted) return;
+  counts_.resize(logits.size(), 0);
+  if (repetition) {
+    const auto once = [&](absl::Span<const uint32_t> ids) {
+      for (uint32_t id : ids) {
+        if (counts_[id] != 0) continue;
+        counts_[id] = 1;
+        remember(id);
+        float& logit = logits[id];
+        logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+      }
+    };
+    once(request.prompt_ids);
+    once(request.emitted_ids);
+    for (uint32_t id : request.prompt_ids) counts_[id] = 0;
+    for (uint32_t id : request.emitted_ids) counts_[id] = 0;
+  }
+  if (counted) {
+    for (uint32_t id : request.emitted_ids) ++counts_[id];
+    for (uint32_t id : request.emitted_ids) {
+      if (counts_[id] == 0) continue;
+      remember(id);
+      logits[id] -= p.frequency_penalty * static_cast<float>(counts_[id]) + p.presence_penalty;
+      counts_[id] = 0;
+    }
+  }
+}
+
+uint32_t Sampler::Draw(absl::Span<const float> logits, const SamplingParams& p,
+                       uint64_t position) {
+  const size_t n = logits.size();
+  const uint32_t best = static_cast<uint32_t>(Math().argmax(logits.data(), n));
+  const float peak = logits[best];
+  if (!(peak > kMasked)) return best;  // everything is masked
+  scaled_.resize(n);
+  const float inverse = 1.0f / p.temperature;
+  for (size_t i = 0; i < n; ++i) scaled_[i] = (logits[i] - peak) * inverse;
+  const double u = PhiloxUniform(p.seed, position);
+  const bool top_k = p.top_k > 0 && p.top_k < n;
+  const bool top_p = p.top_p < 1.0f;
+  const bool min_p = p.min_p > 0.0f;
+  if (!top_k && !top_p && !min_p) return DrawFromAll(u);
+
+  const double nucleus = static_cast<double>(p.top_p);
+  if (top_k) {
+    SelectTop(scaled_, p.top_k);
+    if (top_p) {
+      double mass = 0;
+      for (const Candidate& c : candidates_) mass += Weight(c.first);
+      KeepNucleus(nucleus * mass);
+    }
+  } else if (top_p) {
+    const double mass = nucleus * Math().sum_exp(scaled_.data(), n, 0);
+    SelectTop(scaled_, kNucleusTry);
+    double held = 0;
+    for (const Candidate& c : candidates_) held += Weight(c.first);
+    if (held < mass) SelectTop(scaled_, n);
+    KeepNucleus(mass);
+  } else {
+    SelectTop(scaled_, n);
+  }
+  if (min_p) {
+    // Relative to the best token, whose weight is 1 and which always stays.
+    const float least = std::min(0.0f, std::log(p.min_p));
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
+                                     [&](const Candidate& c) { return c.first < least; }),
+                      candidates_.end());
+  }
+  // In the order of ids: the draw does not depend on how the set was found.
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.second < b.second; });
+  double total = 0;
+  for (const Candidate& c : candidates_) total += Weight(c.first);
+  double passed = 0;
+  uint32_t last = best;
+  for (const auto& [scaled, id] : candidates_) {
+    const double weight = Weight(scaled);
+    if (weight == 0) continue;
+    passed += weight;
+    last = id;
+    if (passed > u * total) break;
+  }
+  return last;
+}
+
+uint32_t Sampler::DrawFromAll(double u) const {
+  const size_t n = scaled_.size();
+  const double target = u * Math().sum_exp(scaled_.data(), n, 0);
+  double passed = 0;
+  uint32_t last = 0;
+  for (size_t begin = 0; begin < n; begin += kDrawChunk) {
+    const size_t count = std::min(kDrawChunk, n - begin);
+    const double mass = Math().sum_exp(scaled_.data() + begin, count, 0);
+    // Sums of chunks and of the whole round differently: the last token with weight catches that.
+    if (mass == 0) continue;
+    if (passed + mass <= target && begin + count < n) {
+      passed += mass;
+      for (size_t i = begin + count; i-- > begin;) {
+        if (scaled_[i] > kMasked) {
+          last = static_cast<uint32_t>(i);
+          break;
+        }
+      }
+      continue;
+    }
+    for (size_t i = begin; i < begin + count; ++i) {
+      const double weight = Weight(scaled_[i]);
+      if (weight == 0) continue;
+      passed += weight;
+      last = static_cast<uint32_t>(i);
+      if (passed > target) return last;
+    }
+  }
+  return last;
+}
+
+void Sampler::SelectTop(absl::Span<const float> values, size_t count) {
+  count = std::min(count, values.size());
+  candidates_.clear();
+  // The count-th largest maximum of a block bounds the count-th largest value from below, so most
+  // of the vocabulary is looked at once.
+  maxima_.clear();
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const auto first = values.begin() + static_cast<ptrdiff_t>(begin);
+    const size_t n = std::min(kBlock, values.size() - begin);
+    maxima_.push_back(*std::max_element(first, first + static_cast<ptrdiff_t>(n)));
+  }
+  float bound = kMasked;
+  if (count <= maxima_.size()) {
+    bounds_ = maxima_;
+    const auto nth = bounds_.begin() + static_cast<ptrdiff_t>(count - 1);
+    std::nth_element(bounds_.begin(), nth, bounds_.end(), std::greater<float>());
+    bound = *nth;
+  }
+  for (size_t b = 0; b < maxima_.size(); ++b) {
+    if (maxima_[b] < bound) continue;
+    const size_t end = std::min((b + 1) * kBlock, values.size());
+    for (size_t i = b * kBlock; i < end; ++i) {
+      if (values[i] >= bound) candidates_.emplace_back(values[i], static_cast<uint32_t>(i));
+    }
+  }
+  if (count < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(count - 1),
+                     candidates_.end(), Better);
+    candidates_.resize(count);
+  }
+}
+
+void Sampler::KeepNucleus(double mass) {
+  // The first `low` candidates are the best ones and weigh `held`, which is too little; the first
+  // `high` are enough.
+  size_t low = 0, high = candidates_.size();
+  double held = 0;
+  while (high - low > 1) {
+    const size_t middle = low + (high - low) / 2;
+    const auto begin = candidates_.begin();
+    std::nth_element(begin + static_cast<ptrdiff_t>(low), begin + static_cast<ptrdiff_t>(middle),
+                     begin + static_cast<ptrdiff_t>(high), Better);
+    double part = 0;
+    for (size_t i = low; i < middle; ++i) part += Weight(candidates_[i].first);
+    if (held + part >= mass) {
+      high = middle;
+    } else {
+      low = middle;
+      held += part;
+    }
+  }
+  candidates_.resize(high);
+}
+
+}  // namespace antiphon::engine
