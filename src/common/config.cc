@@ -126,9 +126,9 @@ class Applier {
     const Descriptor* type = message.GetDescriptor();
     if (const FieldDescriptor* field = type->FindFieldByName(key)) return field;
     const std::string nearest = NearestKey(*config_.GetDescriptor(), *type, parent, key);
-    Problem(line, Join(parent, EscapeForLog(key.substr(0, 60), false)),
-            nearest.empty() ? "unknown key"
-                            : fmt::format("unknown key; did you mean {}?", nearest));
+    Problem(
+        line, Join(parent, EscapeForLog(key.substr(0, 60), false)),
+        nearest.empty() ? "unknown key" : fmt::format("unknown key; did you mean {}?", nearest));
     return nullptr;
   }
 
@@ -147,7 +147,8 @@ class Applier {
              const std::string& path) {
     const Reflection& reflection = *message.GetReflection();
     if (!field.is_repeated()) {
-      if (IsSection(field)) return Section(tree, *reflection.MutableMessage(&message, &field), path);
+      if (IsSection(field))
+        return Section(tree, *reflection.MutableMessage(&message, &field), path);
       return Leaf(tree, message, field, path);
     }
     // A list replaces what an earlier source said.
@@ -284,8 +285,8 @@ class Applier {
         }
         return absl::OkStatus();
       default:
-        return absl::InternalError(fmt::format("has a type that configuration does not know ({})",
-                                               field.cpp_type_name()));
+        return absl::InternalError(
+            fmt::format("has a type that configuration does not know ({})", field.cpp_type_name()));
     }
   }
 
@@ -311,8 +312,8 @@ void ForEachLeaf(const Message& message, const std::string& path, const F& leaf)
         continue;
       }
       for (int k = 0; k < size; ++k) {
-        ForEachLeaf(reflection.GetRepeatedMessage(message, &field, k), fmt::format("{}[{}]", name, k),
-                    leaf);
+        ForEachLeaf(reflection.GetRepeatedMessage(message, &field, k),
+                    fmt::format("{}[{}]", name, k), leaf);
       }
     } else if (reflection.HasField(message, &field)) {
       if (IsSection(field)) {
@@ -325,13 +326,15 @@ void ForEachLeaf(const Message& message, const std::string& path, const F& leaf)
 }
 
 std::string QuoteYaml(const std::string& text) {
-  const bool plain =
-      !text.empty() && text != "~" && text != "null" && text[0] != '-' && text.back() != ':' &&
-      std::all_of(text.begin(), text.end(), [](char c) {
-        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-               c == '.' || c == '_' || c == '-' || c == '/' || c == ':' || c == '@' || c == '+';
-      }) &&
-      text[0] != ':' && text[0] != '@';
+  const bool plain = !text.empty() && text != "~" && text != "null" && text[0] != '-' &&
+                     text.back() != ':' &&
+                     std::all_of(text.begin(), text.end(),
+                                 [](char c) {
+                                   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                                          (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+                                          c == '-' || c == '/' || c == ':' || c == '@' || c == '+';
+                                 }) &&
+                     text[0] != ':' && text[0] != '@';
   if (plain) return text;
   return fmt::format("\"{}\"", EscapeForLog(text, true));
 }
@@ -347,8 +350,8 @@ std::string LeafText(const Message& message, const FieldDescriptor& field) {
     return fmt::format("[{}]", fmt::join(items, ", "));
   }
   if (IsDuration(field)) {
-    return DurationText(static_cast<const google::protobuf::Duration&>(
-        reflection.GetMessage(message, &field)));
+    return DurationText(
+        static_cast<const google::protobuf::Duration&>(reflection.GetMessage(message, &field)));
   }
   if (IsByteSize(field)) {
     return ByteSizeText(
@@ -469,7 +472,8 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigSource& source) {
     ASSIGN_OR_RETURN(const ConfigTree tree, ParseYaml(text, file));
     applier.ApplyFile(tree, file, /*must_have_version=*/true);
     std::vector<std::string> parts;
-    for (const auto& entry : fs::directory_iterator(fs::path(file).parent_path() / "conf.d", error)) {
+    for (const auto& entry :
+         fs::directory_iterator(fs::path(file).parent_path() / "conf.d", error)) {
       if (entry.path().extension() == ".yaml") parts.push_back(entry.path().string());
     }
     std::sort(parts.begin(), parts.end());

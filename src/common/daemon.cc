@@ -100,7 +100,8 @@ struct Health {
   }
 };
 
-HttpAnswer HealthAnswer(std::string_view good, std::string_view reason, const std::string& details) {
+HttpAnswer HealthAnswer(std::string_view good, std::string_view reason,
+                        const std::string& details) {
   const std::string more = details.empty() ? "" : "," + details;
   if (reason.empty()) {
     return {200, "application/json", fmt::format("{{\"status\":\"{}\"{}}}\n", good, more)};
@@ -237,8 +238,8 @@ class Watch {
 };
 
 void Reload(const DaemonFlags& flags, Service& service) {
-  NotifySystemd(fmt::format("RELOADING=1\nMONOTONIC_USEC={}",
-                            absl::ToUnixMicros(Clock::Real().Now())));
+  NotifySystemd(
+      fmt::format("RELOADING=1\nMONOTONIC_USEC={}", absl::ToUnixMicros(Clock::Real().Now())));
   auto config = LoadConfig(flags.source);
   if (!config.ok()) {
     LogError("reload: the configuration stays as it was: {}",
@@ -283,8 +284,8 @@ int Serve(const DaemonFlags& flags, const DaemonOptions& options, LoadedConfig c
           const sigset_t& signals, Announcer& announcer, ServiceFactory& factory) {
   DaemonContext context;
   context.self.cluster = config->cluster().name();
-  context.self.node = NodeId(flags.node.empty() ? fmt::format("{}@{}", options.name, HostName())
-                                                : flags.node);
+  context.self.node =
+      NodeId(flags.node.empty() ? fmt::format("{}@{}", options.name, HostName()) : flags.node);
   do {
     context.self.incarnation = RandomSeed();
   } while (context.self.incarnation == 0);
@@ -296,7 +297,7 @@ int Serve(const DaemonFlags& flags, const DaemonOptions& options, LoadedConfig c
                .format = log_format});
   LogInfo("antiphon {} starts, cluster {}", kVersion, context.self.cluster);
 
-  Registry registry({{"daemon", options.metrics_name}});
+  Registry registry(Labels{{"daemon", options.metrics_name}});
   context.registry = &registry;
   context.announce = [&announcer](std::string_view listener, std::string_view address) {
     LogInfo("{} listens on {}", listener, address);
@@ -311,7 +312,9 @@ int Serve(const DaemonFlags& flags, const DaemonOptions& options, LoadedConfig c
     return HttpAnswer{200, "text/plain; version=0.0.4; charset=utf-8", registry.Render()};
   };
   handlers.livez = [&health] { return HealthAnswer("alive", health.Stuck(), ""); };
-  handlers.readyz = [&health] { return HealthAnswer("ready", health.NotReady(), health.Details()); };
+  handlers.readyz = [&health] {
+    return HealthAnswer("ready", health.NotReady(), health.Details());
+  };
   const auto fail = [&announcer](const absl::Status& status) {
     const int code = ExitCodeOf(status);
     LogError("cannot start: {}", std::string(status.message()));
@@ -320,8 +323,9 @@ int Serve(const DaemonFlags& flags, const DaemonOptions& options, LoadedConfig c
   };
   auto ops = OpsServer::Start(part.ops->listen(), std::move(handlers));
   if (!ops.ok()) {
-    return fail(absl::Status(ops.status().code(), fmt::format("{}.listen: {}", part.ops_listener,
-                                                              std::string(ops.status().message()))));
+    return fail(absl::Status(
+        ops.status().code(),
+        fmt::format("{}.listen: {}", part.ops_listener, std::string(ops.status().message()))));
   }
   context.announce(part.ops_listener, AdvertisedAddress(*part.ops, (*ops)->port()));
 
@@ -372,7 +376,8 @@ int RunDaemon(int argc, char** argv, const DaemonOptions& options, ServiceFactor
   const std::string program = fmt::format("antiphon-{}", options.name);
   auto flags = ParseDaemonFlags(argc, argv);
   if (!flags.ok()) {
-    std::fprintf(stderr, "%s: %s\n", program.c_str(), std::string(flags.status().message()).c_str());
+    std::fprintf(stderr, "%s: %s\n", program.c_str(),
+                 std::string(flags.status().message()).c_str());
     return kExitUsage;
   }
   if (flags->help) {

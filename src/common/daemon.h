@@ -72,8 +72,8 @@ using ServiceFactory =
 //   {"event":"listening","listener":"conductor.rpc","address":"127.0.0.1:40123"}
 //   {"event":"state","ready":false,"reason":"loading weights 43%"}    at every change
 //   {"event":"failed","code":78,"message":"..."}                      instead of serving
-// With $ANTIPHON_PARENT_PID set the daemon gets SIGTERM when that parent dies, and ends at once when
-// the parent is gone already. Blocks until the daemon has ended; returns main's code.
+// With $ANTIPHON_PARENT_PID set the daemon gets SIGTERM when that parent dies, and ends at once
+// when the parent is gone already. Blocks until the daemon has ended; returns main's code.
 // The operations listener (/metrics /livez /readyz) is up before the factory runs and answers
 // "starting" meanwhile. Tells systemd READY, STATUS, STOPPING, and the watchdog while not stuck.
 int RunDaemon(int argc, char** argv, const DaemonOptions& options, ServiceFactory factory);

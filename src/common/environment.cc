@@ -12,15 +12,21 @@ namespace antiphon {
 
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kOk: return 0;
+    case absl::StatusCode::kOk:
+      return 0;
     case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound: return kExitConfig;
+    case absl::StatusCode::kNotFound:
+      return kExitConfig;
     case absl::StatusCode::kDataLoss:
-    case absl::StatusCode::kFailedPrecondition: return kExitData;
+    case absl::StatusCode::kFailedPrecondition:
+      return kExitData;
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kResourceExhausted: return kExitUnavailable;
-    case absl::StatusCode::kInternal: return 70;
-    default: return 1;
+    case absl::StatusCode::kResourceExhausted:
+      return kExitUnavailable;
+    case absl::StatusCode::kInternal:
+      return 70;
+    default:
+      return 1;
   }
 }
 

@@ -30,7 +30,8 @@ struct Output {
 
 std::atomic<LogLevel> g_level{LogLevel::kInfo};
 
-// systemd sets JOURNAL_STREAM to device:inode of the stream it gave us; a redirected stderr differs.
+// systemd sets JOURNAL_STREAM to device:inode of the stream it gave us; a redirected stderr
+// differs.
 bool StderrIsJournal() {
   const char* stream = std::getenv("JOURNAL_STREAM");
   if (stream == nullptr) return false;
@@ -93,8 +94,8 @@ std::string EscapeForLog(std::string_view text, bool json) {
     uint32_t code = 0;
     const size_t length = DecodeUtf8(text, code);
     if (length == 0) {
-      out += json ? std::string("\\ufffd")
-                  : fmt::format("\\x{:02x}", static_cast<uint8_t>(text[0]));
+      out +=
+          json ? std::string("\\ufffd") : fmt::format("\\x{:02x}", static_cast<uint8_t>(text[0]));
       text.remove_prefix(1);
       continue;
     }
@@ -146,9 +147,9 @@ std::string FormatLogLine(const LogOptions& options, bool journal, absl::Time no
   if (body.size() < message.size()) text += "...";
   std::string line = journal ? fmt::format("<{}>", kPriority[index]) : std::string();
   if (json) {
-    line += fmt::format(R"({{"ts":"{}","level":"{}","daemon":"{}","node":"{}")", ts,
-                        kLevelNames[index], EscapeForLog(options.daemon, true),
-                        EscapeForLog(options.node, true));
+    line +=
+        fmt::format(R"({{"ts":"{}","level":"{}","daemon":"{}","node":"{}")", ts, kLevelNames[index],
+                    EscapeForLog(options.daemon, true), EscapeForLog(options.node, true));
     if (!request.empty()) line += fmt::format(R"(,"req":"{}")", EscapeForLog(request, true));
     line += fmt::format(R"(,"msg":"{}"}})", text);
     return line;
@@ -161,11 +162,10 @@ std::string FormatLogLine(const LogOptions& options, bool journal, absl::Time no
 
 void LogLine(LogLevel level, std::string_view request, std::string_view message) {
   const Output& output = TheOutput();
-  const LogOptions options{.daemon = output.daemon,
-                           .node = output.node,
-                           .format = output.json ? "json" : "text"};
-  const std::string line = FormatLogLine(options, output.journal, Clock::Real().WallNow(), level,
-                                         request, message);
+  const LogOptions options{
+      .daemon = output.daemon, .node = output.node, .format = output.json ? "json" : "text"};
+  const std::string line =
+      FormatLogLine(options, output.journal, Clock::Real().WallNow(), level, request, message);
   output.logger->log(spdlog::level::info, spdlog::string_view_t(line.data(), line.size()));
 }
 

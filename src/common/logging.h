@@ -47,8 +47,8 @@ inline constexpr std::string_view kAccessWord = "access ";
 // `text` without control characters, invalid UTF-8 and characters that reorder a line; quotes and
 // backslashes too when it goes into JSON.
 std::string EscapeForLog(std::string_view text, bool json);
-// One line without its end: "TS LEVEL DAEMON NODE REQ MSG" (REQ is "-" when there is none) or a JSON
-// object. For the journal: "<N>" before it, and no TS in text.
+// One line without its end: "TS LEVEL DAEMON NODE REQ MSG" (REQ is "-" when there is none) or a
+// JSON object. For the journal: "<N>" before it, and no TS in text.
 std::string FormatLogLine(const LogOptions& options, bool journal, absl::Time now, LogLevel level,
                           std::string_view request, std::string_view message);
 

@@ -101,8 +101,7 @@ ProcessSample ReadProcess() {
       static const double boot = BootTimeSeconds();
       sample.start_time_seconds = boot + std::atof(f[19].c_str()) / ticks;
       sample.virtual_bytes = std::atof(f[20].c_str());
-      sample.resident_bytes =
-          std::atof(f[21].c_str()) * static_cast<double>(sysconf(_SC_PAGESIZE));
+      sample.resident_bytes = std::atof(f[21].c_str()) * static_cast<double>(sysconf(_SC_PAGESIZE));
     }
   }
   if (DIR* dir = opendir("/proc/self/fd")) {
@@ -145,15 +144,15 @@ void Histogram::Observe(double v, uint64_t count) {
 }
 
 std::vector<double> TtftBuckets() {
-  return {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1,
-          2.5,   5,     7.5,  10,   20,   30,   40,   80,  160,  640};
+  return {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+          1,     2.5,   5,    7.5,  10,   20,   30,   40,  80,   160, 640};
 }
 std::vector<double> TbtBuckets() {
   return {0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075,
           0.1,   0.15,   0.2,   0.3,  0.4,   0.5,  0.75,  1,    2.5,  5,    10};
 }
 std::vector<double> RequestSecondsBuckets() {
-  return {0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,
+  return {0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1,   1.5, 2,   2.5, 5,    10,
           15,   20,  30,  40,  50,  60,  120, 240, 480, 960, 1920, 7680};
 }
 std::vector<double> TokenCountBuckets() {
@@ -161,7 +160,8 @@ std::vector<double> TokenCountBuckets() {
           1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000};
 }
 std::vector<double> TransferSecondsBuckets() {
-  return {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5};
+  return {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
+          0.05,   0.1,     0.25,   0.5,   1,      2.5,   5};
 }
 
 struct Registry::State {
@@ -226,8 +226,7 @@ Histogram& Registry::AddHistogram(std::string_view name, std::string_view help,
 void Registry::AddGaugeFunction(std::string_view name, std::string_view help, Labels labels,
                                 absl::AnyInvocable<double()> read) {
   absl::MutexLock lock(&state_->mu);
-  state_->Slot(name, help, Kind::kGauge, labels) =
-      &state_->functions.emplace_back(std::move(read));
+  state_->Slot(name, help, Kind::kGauge, labels) = &state_->functions.emplace_back(std::move(read));
 }
 
 std::string Registry::Render() const {

@@ -1,7 +1,7 @@
 // Metrics in Prometheus' text format. Instruments are created once, at start, with all the label
 // values they will ever have; updating one is an atomic add and never blocks.
 //
-//   Registry registry({{"daemon", "gateway"}});
+//   Registry registry(Labels{{"daemon", "gateway"}});
 //   Counter& tokens = registry.AddCounter("antiphon_output_tokens_total", "Tokens sent.",
 //                                         {{"model", "smollm2"}});
 //   tokens.Add(3);

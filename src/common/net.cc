@@ -2,14 +2,13 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
+#include <spdlog/fmt/fmt.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <memory>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "antiphon/v1/config.pb.h"
 #include "common/status_macros.h"
@@ -146,9 +145,9 @@ absl::StatusOr<int> ListenTcp(const HostPort& address, uint16_t& port, int backl
         sockaddr_storage bound{};
         socklen_t size = sizeof(bound);
         getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &size);
-        port = ntohs(bound.ss_family == AF_INET6
-                         ? reinterpret_cast<sockaddr_in6*>(&bound)->sin6_port
-                         : reinterpret_cast<sockaddr_in*>(&bound)->sin_port);
+        port =
+            ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&bound)->sin6_port
+                                              : reinterpret_cast<sockaddr_in*>(&bound)->sin_port);
         return fd;
       }
       error = errno;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <spdlog/fmt/fmt.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -11,8 +12,6 @@
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "absl/time/time.h"
 #include "common/clock.h"
@@ -29,13 +28,20 @@ constexpr absl::Duration kConnectionTime = absl::Seconds(10);
 
 const char* ReasonPhrase(int status) {
   switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 431: return "Request Header Fields Too Large";
-    case 503: return "Service Unavailable";
-    default: return "Error";
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return "Error";
   }
 }
 
@@ -62,7 +68,8 @@ std::string Answer(std::string_view request, const OpsHandlers& handlers) {
   const size_t last = line.rfind(' ');
   if (first == std::string_view::npos || last <= first ||
       line.substr(last + 1).substr(0, 7) != "HTTP/1.") {
-    return Serialise({400, "text/plain; charset=utf-8", "this is not an HTTP/1.1 request\n"}, false);
+    return Serialise({400, "text/plain; charset=utf-8", "this is not an HTTP/1.1 request\n"},
+                     false);
   }
   const std::string_view method = line.substr(0, first);
   std::string_view path = line.substr(first + 1, last - first - 1);

@@ -18,11 +18,11 @@ absl::StatusOr<DaemonFlags> ParseDaemonFlags(int argc, const char* const* argv) 
       continue;
     }
     if (argument.size() < 3 || argument.substr(0, 2) != "--") {
-      return absl::InvalidArgumentError(
-          fmt::format("unexpected argument '{}'; see --help", shown));
+      return absl::InvalidArgumentError(fmt::format("unexpected argument '{}'; see --help", shown));
     }
     const size_t equals = argument.find('=');
-    const std::string name(argument.substr(2, equals == std::string_view::npos ? equals : equals - 2));
+    const std::string name(
+        argument.substr(2, equals == std::string_view::npos ? equals : equals - 2));
     bool* const toggle = name == "check-config"   ? &flags.check_config
                          : name == "print-config" ? &flags.print_config
                          : name == "version"      ? &flags.version
@@ -83,7 +83,8 @@ std::string DaemonUsage(std::string_view program) {
       "  --version, --help\n"
       "\n"
       "SIGTERM drains, a second one ends at once, SIGHUP reloads.\n"
-      "Exit codes: 0 ok, 1 failed, 64 usage, 65 bad model file, 69 something needed is unavailable,\n"
+      "Exit codes: 0 ok, 1 failed, 64 usage, 65 bad model file, 69 something needed is "
+      "unavailable,\n"
       "70 a bug of ours, 78 configuration.\n",
       program, program.substr(program.find('-') + 1));
 }

@@ -58,17 +58,28 @@ bool EndsWith(std::string_view s, std::string_view end) {
   return s.size() >= end.size() && s.substr(s.size() - end.size()) == end;
 }
 
+bool NameCharacter(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+         c == '_' || c == '-';
+}
+
 // Names go into labels, host names, file names and answers.
 absl::Status CheckName(std::string_view value, size_t bytes_max) {
   const bool ok = !value.empty() && value.size() <= bytes_max && value[0] != '.' &&
-                  value[0] != '-' && std::all_of(value.begin(), value.end(), [](char c) {
-                    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                           (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-                  });
+                  value[0] != '-' && std::all_of(value.begin(), value.end(), NameCharacter);
   if (ok) return absl::OkStatus();
   return absl::InvalidArgumentError(
       fmt::format("'{}' is no name; use at most {} letters, digits, '.', '_' and '-', e.g. smollm2",
                   EscapeForLog(value.substr(0, 40), false), bytes_max));
+}
+
+// A file's stem as a name: "my model.gguf" is "my-model".
+std::string NameOfFile(const std::string& path) {
+  std::string name = std::filesystem::path(path).stem().string().substr(0, 128);
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !NameCharacter(c); }, '-');
+  const size_t begin = name.find_first_not_of(".-");
+  return begin == std::string::npos ? "model" : name.substr(begin);
 }
 
 void Listen(config::v1::Listener* listener, const char* address) { listener->set_listen(address); }
@@ -157,20 +168,17 @@ absl::Status CheckDuration(std::string_view path, absl::Duration value) {
     return absl::InvalidArgumentError("must be longer than 0s, e.g. 500ms");
   }
   if (path == "conductor.node_timeout" && value < absl::Seconds(1)) {
-    return absl::InvalidArgumentError(
-        "is shorter than 1s, and nodes report every 500ms; e.g. 3s");
+    return absl::InvalidArgumentError("is shorter than 1s, and nodes report every 500ms; e.g. 3s");
   }
   return absl::OkStatus();
 }
 
 absl::Status CheckByteSize(std::string_view path, uint64_t bytes) {
   if (path == "kvstore.pool" && bytes < (uint64_t{16} << 20)) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is less than 16MiB, the least that holds a sequence; e.g. 2GiB",
-                    ByteSizeText(bytes)));
+    return absl::InvalidArgumentError(fmt::format(
+        "{} is less than 16MiB, the least that holds a sequence; e.g. 2GiB", ByteSizeText(bytes)));
   }
-  if (path == "gateway.max_body" &&
-      (bytes < (uint64_t{1} << 10) || bytes > (uint64_t{1} << 30))) {
+  if (path == "gateway.max_body" && (bytes < (uint64_t{1} << 10) || bytes > (uint64_t{1} << 30))) {
     return absl::InvalidArgumentError(
         fmt::format("{} is not between 1KiB and 1GiB; e.g. 64MiB", ByteSizeText(bytes)));
   }
@@ -232,7 +240,7 @@ void SetDefaults(config::v1::Config& config) {
 void SetDependentDefaults(config::v1::Config& config) {
   for (auto& model : *config.mutable_models()) {
     if (!model.has_name() && model.has_path()) {
-      model.set_name(std::filesystem::path(model.path()).stem().string());
+      model.set_name(NameOfFile(model.path()));
     }
   }
   if (!config.cluster().has_runtime_dir()) {
@@ -267,8 +275,8 @@ std::vector<ConfigProblem> CheckTogether(const config::v1::Config& config) {
     }
   }
   const auto& gateway = config.gateway();
-  for (const auto& [path, listener] : {std::pair("gateway.http", &gateway.http()),
-                                       std::pair("gateway.grpc", &gateway.grpc())}) {
+  for (const auto& [path, listener] :
+       {std::pair("gateway.http", &gateway.http()), std::pair("gateway.grpc", &gateway.grpc())}) {
     const auto address = ParseHostPort(listener->listen());
     if (!address.ok() || IsLoopback(address->host)) continue;
     if (gateway.auth().keys_file().empty() && gateway.auth().mode() != "none") {

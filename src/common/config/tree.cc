@@ -30,8 +30,8 @@ class Builder final : public YAML::EventHandler {
                 const std::string& value) override {
     const bool quoted = tag == "!";
     const bool null = !quoted && (value == "~" || value == "null");
-    Leaf(mark, anchor, quoted ? "?" : tag, null ? ConfigTree::Kind::kNull : ConfigTree::Kind::kScalar,
-         value);
+    Leaf(mark, anchor, quoted ? "?" : tag,
+         null ? ConfigTree::Kind::kNull : ConfigTree::Kind::kScalar, value);
   }
   void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                        YAML::EmitterStyle::value) override {
@@ -129,6 +129,8 @@ class Builder final : public YAML::EventHandler {
       frame.pending = ConfigTree::Entry{.key = std::move(node.scalar), .line = node.line};
       return;
     }
+    // The parser marks an absent value where the next key begins.
+    if (node.kind == ConfigTree::Kind::kNull) node.line = frame.pending->line;
     frame.pending->value = std::move(node);
     frame.node.entries.push_back(std::move(*frame.pending));
     frame.pending.reset();

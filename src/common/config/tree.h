@@ -20,8 +20,8 @@ struct ConfigTree {
   Kind kind = Kind::kNull;
   int line = 1;
   std::string scalar;
-  std::vector<ConfigTree> items;    // kList
-  std::vector<Entry> entries;       // kMap, in the file's order, keys unique
+  std::vector<ConfigTree> items;  // kList
+  std::vector<Entry> entries;     // kMap, in the file's order, keys unique
 };
 struct ConfigTree::Entry {
   std::string key;

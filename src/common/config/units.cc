@@ -1,3 +1,5 @@
+#include "common/config/units.h"
+
 #include <google/protobuf/duration.pb.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -5,7 +7,6 @@
 #include <cstdlib>
 
 #include "common/config.h"
-#include "common/config/units.h"
 #include "common/status_macros.h"
 
 namespace antiphon {
@@ -72,9 +73,8 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
 
 absl::StatusOr<uint64_t> ParseByteSize(std::string_view text) {
   const auto bad = [&](std::string_view why) {
-    return absl::InvalidArgumentError(
-        fmt::format("'{}' is no size: {}; write e.g. 8GiB, 512MiB, 64KiB or 4096B", Shorten(text),
-                    why));
+    return absl::InvalidArgumentError(fmt::format(
+        "'{}' is no size: {}; write e.g. 8GiB, 512MiB, 64KiB or 4096B", Shorten(text), why));
   };
   double number = 0;
   std::string_view rest = text;
@@ -87,9 +87,9 @@ absl::StatusOr<uint64_t> ParseByteSize(std::string_view text) {
   if (unit == "GiB") scale = 1024.0 * 1024 * 1024;
   if (unit == "TiB") scale = 1024.0 * 1024 * 1024 * 1024;
   if (scale == 0 || !rest.empty()) {
-    return bad(unit.empty() ? "it has no unit"
-                            : fmt::format("unit '{}' is none of B, KiB, MiB, GiB, TiB",
-                                          Shorten(unit)));
+    return bad(unit.empty()
+                   ? "it has no unit"
+                   : fmt::format("unit '{}' is none of B, KiB, MiB, GiB, TiB", Shorten(unit)));
   }
   const double bytes = number * scale;
   if (bytes > 0x1p60) return bad("it is larger than 1024 PiB");

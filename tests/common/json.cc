@@ -1,0 +1,2 @@
+// Boost.JSON without its shared library.
+#include <boost/json/src.hpp>
