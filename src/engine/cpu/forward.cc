@@ -39,14 +39,13 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
 
   x_.resize(rows_max * hidden_stride_);
   input_.resize(rows_max * input_stride_);
-  quant_.resize(QuantTileBytes(rows_max, input_stride_));
+  const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
+  quant_.resize(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_));
   qkv_.resize(rows_max * qkv_stride_);
   gate_up_.resize(rows_max * 2 * gate_stride_);
   cos_.resize(rows_max * (s.rope_dims / 2));
   sin_.resize(cos_.size());
-  const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
-  gathered_.resize(output_rows * hidden_stride_);
-  logits_.resize(output_rows * vocab_stride_);
+  logits_.resize((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
   rows_.reserve(rows_max);
   attention_tasks_.reserve(rows_max);
   output_rows_.reserve(rows_max);
@@ -335,18 +334,30 @@ void Forward::RunLayer(Team& team, int thread, uint32_t layer,
   Multiply(team, thread, rows, {{&w.down, x_.data(), hidden_stride_, true}});
 }
 
+bool Forward::FineOutput() const {
+  return weights_->output.packed.has_value() && UsesQuantisedActivations(*weights_->output.packed);
+}
+
 void Forward::Output(Team& team, int thread) {
+  const model::LlamaShape& s = weights_->shape;
   for (size_t first = 0; first < output_rows_.size(); first += kOutputRows) {
     const size_t rows = std::min(kOutputRows, output_rows_.size() - first);
+    const size_t halves = FineOutput() ? 2 : 1;
     team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
       for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-        std::memcpy(&gathered_[i * hidden_stride_],
-                    &x_[output_rows_[first + i].row * hidden_stride_],
-                    hidden_stride_ * sizeof(float));
+        const float* x = &x_[output_rows_[first + i].row * hidden_stride_];
+        float* input = &input_[i * input_stride_];
+        kernels_->rms_norm(x, weights_->output_norm.data(), hidden_stride_, s.hidden, s.rms_eps,
+                           input);
+        if (!FineOutput()) continue;
+        const size_t tile = 2 * i / kRowTile;
+        const size_t tile_rows = std::min<size_t>(kRowTile, 2 * rows - tile * kRowTile);
+        kernels_->quantize_row_fine(input, s.hidden, static_cast<int>(2 * i % kRowTile),
+                                    static_cast<int>(tile_rows),
+                                    &quant_[tile * QuantTileBytes(kRowTile, s.hidden)]);
       }
     });
-    Normalise(team, gathered_.data(), hidden_stride_, weights_->output_norm, rows);
-    Multiply(team, thread, rows, {{&weights_->output, logits_.data(), vocab_stride_, false}});
+    Multiply(team, thread, halves * rows, {{&weights_->output, logits_.data(), vocab_stride_, false}});
     team.ForEach(static_cast<int>(rows), 1, [&](int begin, int) {
       Sample(thread, first, static_cast<size_t>(begin));
     });
@@ -358,7 +369,8 @@ void Forward::Sample(int thread, size_t first, size_t index) {
   const SequenceChunk& chunk = step_.chunks[row.chunk];
   ChunkResult& result = result_.chunks[row.chunk];
   const uint32_t vocab = weights_->shape.vocab;
-  float* logits = &logits_[index * vocab_stride_];
+  float* logits = &logits_[(FineOutput() ? 2 : 1) * index * vocab_stride_];
+  if (FineOutput()) kernels_->add(logits, logits + vocab_stride_, vocab_stride_);
   if (chunk.want_logits) {
     const size_t in_chunk = rows_[row.row].position - chunk.start;
     std::memcpy(&result.logits[in_chunk * vocab], logits, vocab * sizeof(float));

@@ -70,6 +70,10 @@ class Forward {
   void Normalise(Team& team, const float* x, size_t stride, const std::vector<float>& weight,
                  size_t rows);
   void Quantise(size_t row, size_t rows, size_t columns);
+  // The output product at 16 bits when the output matrix is quantised: rows 2i and 2i + 1 of the
+  // tiles are the halves of row i. Of all products it is where rounding the activations costs most,
+  // and a prompt pays for it once.
+  bool FineOutput() const;
   void Multiply(Team& team, int thread, size_t rows, std::initializer_list<Product> products);
   void MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows, int group,
                       int groups);
@@ -91,8 +95,7 @@ class Forward {
   std::vector<float> qkv_;        // [row][qkv_stride_]
   std::vector<float> gate_up_;    // [row][2 * gate_stride_]
   std::vector<float> cos_, sin_;  // [row][pairs]
-  std::vector<float> gathered_;   // [output row of a batch][hidden_stride_]
-  std::vector<float> logits_;     // [output row of a batch][vocab_stride_]
+  std::vector<float> logits_;     // [output row of a batch, or its half][vocab_stride_]
   std::vector<Scratch> scratch_;
 
   Step step_;

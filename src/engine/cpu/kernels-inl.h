@@ -139,6 +139,35 @@ void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::by
   }
 }
 
+// Two rows: the coarse values, and in the next row what their rounding left over, 256 times finer.
+void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std::byte* tile) {
+  const F magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (size_t block = 0; block < columns / kQuantBlock; ++block) {
+    const F a = Load(x + block * kQuantBlock);
+    const F b = Load(x + block * kQuantBlock + 16);
+    const float peak = MaxOf(Max(Abs(a), Abs(b)));
+    const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    const QuantSlot coarse = SlotOf(tile, block, row, tile_rows);
+    const QuantSlot fine = SlotOf(tile, block, row + 1, tile_rows);
+    int32_t coarse_sum = 0, fine_sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      const F scaled = Mul(half == 0 ? a : b, Splat(inverse));
+      const F rounded = Sub(Add(scaled, magic), magic);
+      const F rest = Mul(Sub(scaled, rounded), Splat(256.0f));
+      coarse_sum += StoreInt8(coarse.values + 16 * half, rounded);
+      fine_sum += StoreInt8(fine.values + 16 * half,
+                            Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
+    }
+    const float scale = peak * (1.0f / 127.0f);
+    *coarse.scale = scale;
+    *coarse.sum = scale * static_cast<float>(coarse_sum);
+    *coarse.offset = -128 * coarse_sum;
+    *fine.scale = scale * (1.0f / 256.0f);
+    *fine.sum = *fine.scale * static_cast<float>(fine_sum);
+    *fine.offset = -128 * fine_sum;
+  }
+}
+
 void RmsNorm(const float* x, const float* weight, size_t n, size_t size, float eps, float* out) {
   F squares = Zero();
   for (size_t i = 0; i < n; i += 16) {
@@ -225,245 +254,13 @@ double SumExp(const float* x, size_t n, float shift) {
   return total;
 }
 
-// Attention in tiles of 64 tokens counted from position 0. Each tile yields its own maximum, sum and
-// weighted values, which are then merged in ascending order, so a tile's arithmetic does not depend
-// on where a chunk starts or on which thread computed it.
+}  // namespace
+}  // namespace antiphon::engine::cpu
 
-struct Bf16Cache {
-  static F At(const std::byte* p) { return LoadBf16(reinterpret_cast<const uint16_t*>(p)); }
-  static float One(const std::byte* p, int i) {
-    uint16_t h;
-    std::memcpy(&h, p + 2 * i, 2);
-    const uint32_t bits = static_cast<uint32_t>(h) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-  }
-  static constexpr int kBytes = 2;
-};
-struct F32Cache {
-  static F At(const std::byte* p) { return Load(reinterpret_cast<const float*>(p)); }
-  static float One(const std::byte* p, int i) {
-    float f;
-    std::memcpy(&f, p + 4 * i, 4);
-    return f;
-  }
-  static constexpr int kBytes = 4;
-};
+#include "engine/cpu/attention-inl.h"
 
-template <typename Cache>
-inline F LoadDims(const std::byte* p, int dim, int head_dim) {
-  if (dim + 16 <= head_dim) return Cache::At(p + dim * Cache::kBytes);
-  float tail[16] = {};
-  for (int i = dim; i < head_dim; ++i) tail[i - dim] = Cache::One(p, i);
-  return Load(tail);
-}
-
-// keys: [dim][64 tokens], tokens from `tokens` to the end of their vector are zero;
-// values: [token][dim].
-template <typename Cache>
-void PackTile(const Attention& a, uint32_t first, int tokens, float* keys, float* values) {
-  for (int t = 0; t < tokens; t += 16) {
-    const std::byte* token[16];
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t position = first + static_cast<uint32_t>(t + i);
-      token[i] = t + i < tokens ? a.blocks[position / a.block_tokens] +
-                                      (position % a.block_tokens) * a.token_bytes
-                                : nullptr;
-    }
-    for (int dim = 0; dim < a.padded_dim; dim += 16) {
-      F k[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        k[i] = token[i] != nullptr ? LoadDims<Cache>(token[i] + a.key_offset, dim, a.head_dim)
-                                   : Zero();
-      }
-      Transpose(k);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) Store(keys + (dim + i) * kAttentionTile + t, k[i]);
-      for (int i = 0; i < 16 && t + i < tokens; ++i) {
-        Store(values + (t + i) * a.padded_dim + dim,
-              LoadDims<Cache>(token[i] + a.value_offset, dim, a.head_dim));
-      }
-    }
-  }
-}
-
-template <int kQueries, int kVectors>
-inline void ScoreTile(const float* queries, int padded_dim, const float* keys, float* scores) {
-  F acc[kQueries][kVectors];
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[q][v] = Zero();
-  }
-  for (int d = 0; d < padded_dim; ++d) {
-    F k[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) k[v] = Load(keys + d * kAttentionTile + 16 * v);
-#pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) {
-      const F x = Splat(queries[q * padded_dim + d]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Fma(x, k[v], acc[q][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Store(scores + q * kAttentionTile + 16 * v, acc[q][v]);
-  }
-}
-
-// out = out * keep[q] + (weights x values) * take[q], for kVectors vectors of dims.
-template <int kQueries, int kVectors>
-inline void ValueTile(const float* weights, const float* values, int tokens, int padded_dim,
-                      const float* keep, const float* take, float* out) {
-  F acc[kQueries][kVectors];
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[q][v] = Zero();
-  }
-  for (int t = 0; t < tokens; ++t) {
-    F x[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = Load(values + t * padded_dim + 16 * v);
-#pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) {
-      const F w = Splat(weights[q * kAttentionTile + t]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Fma(w, x[v], acc[q][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      float* o = out + q * padded_dim + 16 * v;
-      Store(o, Fma(acc[q][v], Splat(take[q]), Mul(Load(o), Splat(keep[q]))));
-    }
-  }
-}
-
-inline float ExpOf(float x) {
-  float lanes[16];
-  const F d = Splat(x);
-  Store(lanes, ZeroBelow(d, Splat(kLowestExp), Exp(d)));
-  return lanes[0];
-}
-
-// `same_limit` is the number of visible tokens when all kQueries see equally many, which lets the
-// value loop run over them together; tokens a query does not see never enter its sums.
-template <int kQueries>
-void QueryTile(const Attention& a, uint32_t first, int tokens, int query, const float* keys,
-               const float* values, float* scores, float* maxima, float* sums) {
-  const int dim = a.padded_dim;
-  const float* queries = a.queries + static_cast<size_t>(query) * dim;
-  float* out = a.out + static_cast<size_t>(query) * dim;
-  const int vectors = (tokens + 15) / 16;
-  int v = 0;
-  for (; v + kTileVectors <= vectors; v += kTileVectors) {
-    ScoreTile<kQueries, kTileVectors>(queries, dim, keys + 16 * v, scores + 16 * v);
-  }
-  for (; v < vectors; ++v) ScoreTile<kQueries, 1>(queries, dim, keys + 16 * v, scores + 16 * v);
-
-  float keep[kQueries], take[kQueries];
-  int visible[kQueries];
-  bool same = true;
-  for (int q = 0; q < kQueries; ++q) {
-    const uint32_t left = a.limits[query + q] - first;
-    visible[q] = left < static_cast<uint32_t>(tokens) ? static_cast<int>(left) : tokens;
-    same = same && visible[q] == visible[0];
-    float* s = scores + q * kAttentionTile;
-    F peak = Splat(-kInfinity);
-    for (int t = 0; t < visible[q]; t += 16) {
-      const F x = FillFrom(Load(s + t), visible[q] - t, -kInfinity);
-      Store(s + t, x);
-      peak = Max(peak, x);
-    }
-    const float tile_max = MaxOf(peak);
-    F total = Zero();
-    for (int t = 0; t < visible[q]; t += 16) {
-      const F d = Sub(Load(s + t), Splat(tile_max));
-      const F w = ZeroBelow(d, Splat(kLowestExp), Exp(d));
-      Store(s + t, w);
-      total = Add(total, w);
-    }
-    const float old_max = maxima[query + q];
-    const float new_max = tile_max > old_max ? tile_max : old_max;
-    keep[q] = ExpOf(old_max - new_max);  // 0 before the first tile, whose old maximum is -infinity
-    take[q] = ExpOf(tile_max - new_max);
-    sums[query + q] = __builtin_fmaf(Sum(total), take[q], sums[query + q] * keep[q]);
-    maxima[query + q] = new_max;
-  }
-  if (same) {
-    int d = 0;
-    for (; d + 16 * kTileVectors <= dim; d += 16 * kTileVectors) {
-      ValueTile<kQueries, kTileVectors>(scores, values + d, visible[0], dim, keep, take, out + d);
-    }
-    for (; d < dim; d += 16) {
-      ValueTile<kQueries, 1>(scores, values + d, visible[0], dim, keep, take, out + d);
-    }
-    return;
-  }
-  for (int q = 0; q < kQueries; ++q) {
-    int d = 0;
-    for (; d + 16 * kTileVectors <= dim; d += 16 * kTileVectors) {
-      ValueTile<1, kTileVectors>(scores + q * kAttentionTile, values + d, visible[q], dim, keep + q,
-                                 take + q, out + q * dim + d);
-    }
-    for (; d < dim; d += 16) {
-      ValueTile<1, 1>(scores + q * kAttentionTile, values + d, visible[q], dim, keep + q, take + q,
-                      out + q * dim + d);
-    }
-  }
-}
-
-template <int kQueries>
-inline void QueryTiles(int count, const Attention& a, uint32_t first, int tokens, int query,
-                       const float* keys, const float* values, float* scores, float* maxima,
-                       float* sums) {
-  if (count == kQueries) {
-    QueryTile<kQueries>(a, first, tokens, query, keys, values, scores, maxima, sums);
-  } else if constexpr (kQueries > 1) {
-    QueryTiles<kQueries - 1>(count, a, first, tokens, query, keys, values, scores, maxima, sums);
-  }
-}
-
-void Attend(const Attention& a) {
-  float* keys = a.scratch;
-  float* values = keys + static_cast<size_t>(a.padded_dim) * kAttentionTile;
-  float* scores = values + static_cast<size_t>(a.padded_dim) * kAttentionTile;
-  float* maxima = scores + 4 * kAttentionTile;
-  float* sums = maxima + a.count;
-  for (int q = 0; q < a.count; ++q) {
-    maxima[q] = -kInfinity;
-    sums[q] = 0;
-  }
-  std::memset(a.out, 0, sizeof(float) * static_cast<size_t>(a.count) * a.padded_dim);
-  const uint32_t end = a.limits[a.count - 1];
-  int start = 0;
-  for (uint32_t first = 0; first < end; first += kAttentionTile) {
-    const int tokens =
-        end - first < kAttentionTile ? static_cast<int>(end - first) : kAttentionTile;
-    while (a.limits[start] <= first) ++start;
-    if (a.f32_cache) {
-      PackTile<F32Cache>(a, first, tokens, keys, values);
-    } else {
-      PackTile<Bf16Cache>(a, first, tokens, keys, values);
-    }
-    for (int q = start; q < a.count; q += kTileQueries) {
-      const int count = a.count - q < kTileQueries ? a.count - q : kTileQueries;
-      QueryTiles<kTileQueries>(count, a, first, tokens, q, keys, values, scores, maxima, sums);
-    }
-  }
-  for (int q = 0; q < a.count; ++q) {
-    const F sum = Splat(sums[q]);
-    float* out = a.out + static_cast<size_t>(q) * a.padded_dim;
-    for (int d = 0; d < a.padded_dim; d += 16) Store(out + d, Div(Load(out + d), sum));
-  }
-}
+namespace antiphon::engine::cpu {
+namespace {
 
 // Fills what does not depend on the integer kernels.
 constexpr Kernels FloatKernels(const char* name) {
@@ -473,6 +270,7 @@ constexpr Kernels FloatKernels(const char* name) {
   k.matmul[static_cast<int>(PackedType::kF16)] = FloatMatMul<F16Weights>;
   k.matmul[static_cast<int>(PackedType::kBf16)] = FloatMatMul<Bf16Weights>;
   k.quantize_row = QuantizeRow;
+  k.quantize_row_fine = QuantizeRowFine;
   k.rms_norm = RmsNorm;
   k.silu_mul = SiluMul;
   k.add = AddInto;

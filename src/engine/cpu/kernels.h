@@ -97,6 +97,10 @@ struct Kernels {
   void (*matmul[kPackedTypes])(const MatMul&);
   // Quantises one row into its place in a tile that holds `tile_rows` rows.
   void (*quantize_row)(const float* x, size_t columns, int row, int tile_rows, std::byte* tile);
+  // The same at 16 bits, as two rows of the tile: `row` gets the values rounded to 8 bits, `row` + 1
+  // what that left over. The row's product is the sum of theirs.
+  void (*quantize_row_fine)(const float* x, size_t columns, int row, int tile_rows,
+                            std::byte* tile);
   // `n` is a multiple of 16, elements past `size` are zero.
   void (*rms_norm)(const float* x, const float* weight, size_t n, size_t size, float eps, float* out);
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);

@@ -5,6 +5,8 @@
 namespace antiphon::engine::cpu {
 namespace {
 
+constexpr int kBunch = 4;
+
 // One group of 16 output rows against kRows activation rows: the block's weights stay in eight
 // registers while the rows pass by; activations come as broadcasts from memory.
 template <PackedType kType, int kRows>
@@ -36,22 +38,38 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       }
     }
     const std::byte* numbers = tile + kRows * kQuantBlock;
+    const float* scales = reinterpret_cast<const float*>(numbers);
+    const float* sums = scales + kRows;
+    const int32_t* offsets = reinterpret_cast<const int32_t*>(sums + kRows);
+    // Rows advance together in small bunches: one row's eight dependent steps hide another's.
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t* x = reinterpret_cast<const int32_t*>(tile + r * kQuantBlock);
-      __m512i sum = _mm512_setzero_si512();
-      if constexpr (kType != PackedType::kQ4_1) {
-        sum = _mm512_set1_epi32(reinterpret_cast<const int32_t*>(numbers + 8 * kRows)[r]);
-        if constexpr (kType == PackedType::kQ4_0) sum = _mm512_srai_epi32(sum, 4);
+    for (int first = 0; first < kRows; first += kBunch) {
+      const int bunch = kRows - first < kBunch ? kRows - first : kBunch;
+      __m512i sum[kBunch];
+#pragma GCC unroll 4
+      for (int j = 0; j < bunch; ++j) {
+        sum[j] = _mm512_setzero_si512();
+        if constexpr (kType != PackedType::kQ4_1) {
+          sum[j] = _mm512_set1_epi32(offsets[first + j]);
+          if constexpr (kType == PackedType::kQ4_0) sum[j] = _mm512_srai_epi32(sum[j], 4);
+        }
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) sum = _mm512_dpbusd_epi32(sum, w[i], _mm512_set1_epi32(x[i]));
-      const __m512 scaled = _mm512_mul_ps(
-          _mm512_cvtepi32_ps(sum), _mm512_set1_ps(reinterpret_cast<const float*>(numbers)[r]));
-      acc[r] = _mm512_fmadd_ps(scaled, scale, acc[r]);
-      if constexpr (kType == PackedType::kQ4_1) {
-        acc[r] = _mm512_fmadd_ps(
-            minimum, _mm512_set1_ps(reinterpret_cast<const float*>(numbers + 4 * kRows)[r]), acc[r]);
+      for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < bunch; ++j) {
+          const int32_t* x = reinterpret_cast<const int32_t*>(tile + (first + j) * kQuantBlock);
+          sum[j] = _mm512_dpbusd_epi32(sum[j], w[i], _mm512_set1_epi32(x[i]));
+        }
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < bunch; ++j) {
+        const int r = first + j;
+        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), _mm512_set1_ps(scales[r]));
+        acc[r] = _mm512_fmadd_ps(scaled, scale, acc[r]);
+        if constexpr (kType == PackedType::kQ4_1) {
+          acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sums[r]), acc[r]);
+        }
       }
     }
   }

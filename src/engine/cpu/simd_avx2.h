@@ -64,6 +64,14 @@ inline __m256 WidenBf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 inline F LoadBf16(const uint16_t* p) { return {WidenBf16(p), WidenBf16(p + 8)}; }
+inline __m256 LowHalves(__m256 pairs) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16));
+}
+inline F LowBf16(F pairs) { return {LowHalves(pairs.lo), LowHalves(pairs.hi)}; }
+inline F HighBf16(F pairs) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000)));
+  return {_mm256_and_ps(pairs.lo, mask), _mm256_and_ps(pairs.hi, mask)};
+}
 inline __m256i RoundBf16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

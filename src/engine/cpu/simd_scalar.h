@@ -79,6 +79,25 @@ inline float Bf16ToFloat(uint16_t b) {
 
 inline F LoadF16(const uint16_t* p) { ANTIPHON_LANES(HalfToFloat(p[i])); }
 inline F LoadBf16(const uint16_t* p) { ANTIPHON_LANES(Bf16ToFloat(p[i])); }
+// Halves of lanes that hold two bf16 numbers.
+inline F LowBf16(F pairs) {
+  for (float& lane : pairs.v) {
+    uint32_t bits;
+    std::memcpy(&bits, &lane, 4);
+    bits <<= 16;
+    std::memcpy(&lane, &bits, 4);
+  }
+  return pairs;
+}
+inline F HighBf16(F pairs) {
+  for (float& lane : pairs.v) {
+    uint32_t bits;
+    std::memcpy(&bits, &lane, 4);
+    bits &= 0xffff0000;
+    std::memcpy(&lane, &bits, 4);
+  }
+  return pairs;
+}
 inline void StoreBf16(uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) {
     uint32_t bits;

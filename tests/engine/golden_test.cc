@@ -1,0 +1,131 @@
+// Teacher-forced accuracy on 2,048 tokens against `transformers` in float32 on the same dequantised
+// weights (make_goldens.py). llama.cpp (llama-cpp-python 0.3.36, AVX-512 VNNI) measured on the same
+// goldens by the same script: top-1 95.95 %, where the two best differ by more than 0.1 nat 99.15 %,
+// mean KL 2.15e-3, 99th percentile 9.2e-3.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "tests/engine/harness.h"
+
+namespace antiphon::engine {
+namespace {
+
+constexpr double kLlamaCppAgreement = 0.9595;
+constexpr double kLlamaCppKl = 2.15e-3;
+
+struct Golden {
+  struct Position {
+    std::vector<uint16_t> ids;
+    std::vector<float> logprobs;
+    float tail;
+  };
+  uint32_t vocab = 0;
+  std::vector<uint32_t> tokens;
+  std::vector<Position> positions;
+};
+
+Golden ReadGolden() {
+  std::ifstream in(std::string(ANTIPHON_ENGINE_TESTS) + "/smollm2_q4_1.golden", std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const char* at = bytes.data() + 8;
+  const auto read = [&](void* out, size_t size) {
+    std::memcpy(out, at, size);
+    at += size;
+  };
+  Golden golden;
+  EXPECT_EQ(bytes.substr(0, 8), "AGOLDEN1");
+  if (bytes.size() < 20) return golden;
+  uint32_t count, top;
+  read(&count, 4);
+  read(&top, 4);
+  read(&golden.vocab, 4);
+  golden.tokens.resize(count);
+  golden.positions.resize(count);
+  read(golden.tokens.data(), count * 4);
+  for (Golden::Position& position : golden.positions) {
+    position.ids.resize(top);
+    position.logprobs.resize(top);
+    read(position.ids.data(), top * 2);
+    read(position.logprobs.data(), top * 4);
+    read(&position.tail, 4);
+  }
+  EXPECT_EQ(at, bytes.data() + bytes.size());
+  return golden;
+}
+
+struct Accuracy {
+  double agreement = 0, clear_agreement = 0, kl = 0, kl_p99 = 0;
+};
+
+// The same figures as compare() of make_goldens.py.
+Accuracy Measure(const Golden& golden, const std::vector<float>& logits) {
+  std::vector<double> kls;
+  size_t agree = 0, clear = 0, clear_agree = 0;
+  double total = 0;
+  for (size_t i = 0; i < golden.positions.size(); ++i) {
+    const Golden::Position& p = golden.positions[i];
+    const float* row = &logits[i * golden.vocab];
+    const float* best = std::max_element(row, row + golden.vocab);
+    double sum = 0;
+    for (uint32_t t = 0; t < golden.vocab; ++t) sum += std::exp(double{row[t]} - double{*best});
+    const double log_sum = double{*best} + std::log(sum);
+    double kl = 0, covered = 0;
+    for (size_t k = 0; k < p.ids.size(); ++k) {
+      const double q = double{row[p.ids[k]]} - log_sum;
+      kl += std::exp(double{p.logprobs[k]}) * (double{p.logprobs[k]} - q);
+      covered += std::exp(q);
+    }
+    kl += std::exp(double{p.tail}) *
+          (double{p.tail} - std::log(std::max(1.0 - covered, 1e-30)));
+    const bool same = static_cast<size_t>(best - row) == p.ids[0];
+    agree += same;
+    if (p.logprobs[0] - p.logprobs[1] > 0.1f) {
+      ++clear;
+      clear_agree += same;
+    }
+    kls.push_back(kl);
+    total += kl;
+  }
+  std::sort(kls.begin(), kls.end());
+  const double n = static_cast<double>(kls.size());
+  return {static_cast<double>(agree) / n, static_cast<double>(clear_agree) / static_cast<double>(clear),
+          total / n, kls[kls.size() * 99 / 100]};
+}
+
+Accuracy MeasureRunner(Activations activations) {
+  const Golden golden = ReadGolden();
+  CpuRunnerOptions options;
+  options.activations = activations;
+  const std::unique_ptr<ModelRunner> runner = MakeRunner(ShippedModel(), options);
+  TestCache cache(runner->layout(), golden.tokens.size());
+  const Accuracy a =
+      Measure(golden, AllLogits(*runner, golden.tokens, {512}, cache));
+  std::printf("top-1 %.4f, clear %.4f, mean KL %.3e, p99 %.3e\n", a.agreement, a.clear_agreement,
+              a.kl, a.kl_p99);
+  return a;
+}
+
+TEST(GoldenTest, FloatActivationsReproduceTheFloatReference) {
+  if (ShippedModel() == nullptr) GTEST_SKIP();
+  const Accuracy a = MeasureRunner(Activations::kFloat);
+  EXPECT_GE(a.agreement, 0.998);
+  EXPECT_LE(a.kl, 1e-5);
+}
+
+TEST(GoldenTest, FastActivationsAreNoFurtherFromTheReferenceThanLlamaCpp) {
+  if (ShippedModel() == nullptr) GTEST_SKIP();
+  const Accuracy a = MeasureRunner(Activations::kFast);
+  EXPECT_GE(a.agreement, kLlamaCppAgreement);
+  EXPECT_LE(a.kl, kLlamaCppKl);
+}
+
+}  // namespace
+}  // namespace antiphon::engine
