@@ -1,0 +1,44 @@
+// The model of a worker: its file, card, blobs and runner.
+#ifndef ANTIPHON_WORKER_MODEL_HOST_H_
+#define ANTIPHON_WORKER_MODEL_HOST_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "antiphon/v1/model.pb.h"
+#include "common/clock.h"
+#include "engine/model_runner.h"
+#include "model/gguf.h"
+#include "worker/cost_model.h"
+
+namespace antiphon::config::v1 {
+class Config;
+}
+
+namespace antiphon::worker {
+
+struct LoadedModel {
+  internal::v1::ModelCard card;
+  internal::v1::Fingerprint fingerprint;
+  internal::v1::CostModel cost;
+  std::map<std::string, std::string> blobs;  // by digest
+  std::unique_ptr<engine::ModelRunner> runner;
+};
+
+// What can be known quickly: the file is there, is a GGUF, is of a kind that we serve, and fits in
+// memory. INVALID_ARGUMENT: no model is configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of
+// the file; RESOURCE_EXHAUSTED: too little memory, with both sizes.
+absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config);
+
+// Slow: repacks the weights and hashes the file at the same time, then measures speed. `file` must
+// outlive the result. `on_progress` gets "loading weights 43%" and the like, from any thread.
+absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
+                                      const Clock& clock,
+                                      std::function<void(std::string)> on_progress);
+
+}  // namespace antiphon::worker
+
+#endif  // ANTIPHON_WORKER_MODEL_HOST_H_
