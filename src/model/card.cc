@@ -1,6 +1,7 @@
 #include "model/card.h"
 
 #include <openssl/evp.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <map>
 #include <utility>
@@ -9,7 +10,6 @@
 #include "common/status_macros.h"
 #include "model/gguf.h"
 #include "model/tokenizer.h"
-#include "spdlog/fmt/fmt.h"
 
 namespace antiphon::model {
 namespace {
@@ -47,8 +47,7 @@ uint64_t ParametersOf(const GgufFile& file) {
 
 // general.sampling.*: what converters copy from the author's generation_config.json.
 absl::Status FillSampling(const GgufFile& file, internal::v1::SamplingDefaults& sampling) {
-  const auto number = [&](const char* name, double low, double high,
-                          auto set) -> absl::Status {
+  const auto number = [&](const char* name, double low, double high, auto set) -> absl::Status {
     const std::string key = std::string("general.sampling.") + name;
     const auto value = file.GetDouble(key);
     if (absl::IsNotFound(value.status())) return absl::OkStatus();
@@ -62,12 +61,10 @@ absl::Status FillSampling(const GgufFile& file, internal::v1::SamplingDefaults& 
   };
   RETURN_IF_ERROR(number("temp", 0, 100, [&](double v) { sampling.set_temperature(v); }));
   RETURN_IF_ERROR(number("top_p", 0, 1, [&](double v) { sampling.set_top_p(v); }));
-  RETURN_IF_ERROR(number("top_k", 0, 1 << 24, [&](double v) {
-    sampling.set_top_k(static_cast<int32_t>(v));
-  }));
+  RETURN_IF_ERROR(
+      number("top_k", 0, 1 << 24, [&](double v) { sampling.set_top_k(static_cast<int32_t>(v)); }));
   RETURN_IF_ERROR(number("min_p", 0, 1, [&](double v) { sampling.set_min_p(v); }));
-  return number("penalty_repeat", 0, 100,
-                [&](double v) { sampling.set_repetition_penalty(v); });
+  return number("penalty_repeat", 0, 100, [&](double v) { sampling.set_repetition_penalty(v); });
 }
 
 // What keeps the file from being served: its tensors first, then its tokenizer.
@@ -130,8 +127,7 @@ absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::
 
 std::string Inspect(const GgufFile& file) {
   std::string out = fmt::format("GGUF version {}, {} bytes, {} keys, {} tensors\n", file.version(),
-                                file.bytes().size(), file.metadata().size(),
-                                file.tensors().size());
+                                file.bytes().size(), file.metadata().size(), file.tensors().size());
   for (const auto& [key, value] : file.metadata()) {
     out += fmt::format("  {} = {}\n", ValueText(Value{key}), ValueText(value));
   }

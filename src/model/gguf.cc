@@ -1,6 +1,7 @@
 #include "model/gguf.h"
 
 #include <fcntl.h>
+#include <spdlog/fmt/fmt.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,29 +16,41 @@
 #include "absl/container/flat_hash_map.h"
 #include "common/status_macros.h"
 #include "model/gguf_types.h"
-#include "spdlog/fmt/fmt.h"
 
 namespace antiphon::model {
 namespace {
 
 constexpr uint64_t kKeysMax = 1u << 16;
 constexpr uint64_t kTensorsMax = 1u << 20;
-constexpr uint64_t kKeyBytesMax = 65'535;         // gguf.md
-constexpr uint64_t kTensorNameBytesMax = 256;     // gguf.md says 64; some converters write more
+constexpr uint64_t kKeyBytesMax = 65'535;      // gguf.md
+constexpr uint64_t kTensorNameBytesMax = 256;  // gguf.md says 64; some converters write more
 constexpr uint64_t kStringBytesMax = 64u << 20;
-constexpr uint32_t kDimsMax = 4;                  // GGML_MAX_DIMS
+constexpr uint32_t kDimsMax = 4;  // GGML_MAX_DIMS
 constexpr uint64_t kAlignmentMax = 1u << 20;
 // A value costs some forty bytes here and possibly one in the file: this bounds what a hostile file
 // can make us allocate. The largest real vocabularies have about 1.5 million values.
 constexpr uint64_t kArrayElementsMax = 8u << 20;
 
 enum ValueType : uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64, kValueTypes
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
+  kValueTypes
 };
 constexpr uint8_t kValueBytes[kValueTypes] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};
-constexpr const char* kValueNames[kValueTypes] = {"uint8",  "int8",   "uint16", "int16", "uint32",
-                                                  "int32",  "float32", "bool",  "string", "array",
-                                                  "uint64", "int64",  "float64"};
+constexpr const char* kValueNames[kValueTypes] = {"uint8",  "int8",    "uint16", "int16",  "uint32",
+                                                  "int32",  "float32", "bool",   "string", "array",
+                                                  "uint64", "int64",   "float64"};
 
 absl::Status Corrupt(std::string message) { return absl::DataLossError(std::move(message)); }
 
@@ -62,8 +75,8 @@ class Reader {
     ASSIGN_OR_RETURN(const uint64_t size, Number<uint64_t>("the length of " + what));
     if (size > remaining()) return CutShort(what, size);
     if (size > bytes_max) {
-      return Corrupt(fmt::format("GGUF: {} has {} bytes, at most {} are accepted", what, size,
-                                 bytes_max));
+      return Corrupt(
+          fmt::format("GGUF: {} has {} bytes, at most {} are accepted", what, size, bytes_max));
     }
     const std::string_view s = bytes_.substr(at_, size);
     at_ += size;
@@ -88,16 +101,26 @@ class Parser {
 
   absl::StatusOr<Value> Scalar(uint32_t type, const std::string& what) {
     switch (type) {
-      case kU8: return Widen<uint8_t, uint64_t>(what);
-      case kU16: return Widen<uint16_t, uint64_t>(what);
-      case kU32: return Widen<uint32_t, uint64_t>(what);
-      case kU64: return Widen<uint64_t, uint64_t>(what);
-      case kI8: return Widen<int8_t, int64_t>(what);
-      case kI16: return Widen<int16_t, int64_t>(what);
-      case kI32: return Widen<int32_t, int64_t>(what);
-      case kI64: return Widen<int64_t, int64_t>(what);
-      case kF32: return Widen<float, double>(what);
-      case kF64: return Widen<double, double>(what);
+      case kU8:
+        return Widen<uint8_t, uint64_t>(what);
+      case kU16:
+        return Widen<uint16_t, uint64_t>(what);
+      case kU32:
+        return Widen<uint32_t, uint64_t>(what);
+      case kU64:
+        return Widen<uint64_t, uint64_t>(what);
+      case kI8:
+        return Widen<int8_t, int64_t>(what);
+      case kI16:
+        return Widen<int16_t, int64_t>(what);
+      case kI32:
+        return Widen<int32_t, int64_t>(what);
+      case kI64:
+        return Widen<int64_t, int64_t>(what);
+      case kF32:
+        return Widen<float, double>(what);
+      case kF64:
+        return Widen<double, double>(what);
       case kBool: {
         ASSIGN_OR_RETURN(const uint8_t b, reader_.Number<uint8_t>(what));
         if (b > 1) return Corrupt(fmt::format("GGUF: {} is a bool of value {}", what, b));
@@ -129,8 +152,10 @@ class Parser {
     }
     array_elements_ += count;
     if (array_elements_ > kArrayElementsMax) {
-      return Corrupt(fmt::format("GGUF: {} brings the metadata to {} array elements, at most {} are "
-                                 "accepted", what, array_elements_, kArrayElementsMax));
+      return Corrupt(
+          fmt::format("GGUF: {} brings the metadata to {} array elements, at most {} are "
+                      "accepted",
+                      what, array_elements_, kArrayElementsMax));
     }
     Array array;
     array.reserve(count);
@@ -188,9 +213,10 @@ absl::StatusOr<TensorEntry> ReadTensorEntry(Reader& reader, uint64_t index) {
   const TypeTraits traits = TraitsOf(tensor.type);
   if (traits.block_elements == 0) return entry;  // size unknown: whoever uses it refuses the type
   if (tensor.dims[0] % traits.block_elements != 0) {
-    return Corrupt(fmt::format("GGUF: rows{} have {} elements, which is no multiple of {}'s block of "
-                               "{}", of, tensor.dims[0], TensorTypeName(tensor.type),
-                               traits.block_elements));
+    return Corrupt(
+        fmt::format("GGUF: rows{} have {} elements, which is no multiple of {}'s block of "
+                    "{}",
+                    of, tensor.dims[0], TensorTypeName(tensor.type), traits.block_elements));
   }
   const unsigned __int128 bytes = elements / traits.block_elements * traits.block_bytes;
   if (bytes > std::numeric_limits<int64_t>::max()) {
@@ -208,8 +234,10 @@ absl::Status PlaceTensors(std::string_view file, uint64_t data_start, uint64_t a
   for (TensorEntry& entry : entries) {
     Tensor& tensor = entry.tensor;
     if (entry.offset % alignment != 0) {
-      return Corrupt(fmt::format("GGUF: tensor {} starts at offset {}, which is no multiple of the "
-                                 "alignment {}", tensor.name, entry.offset, alignment));
+      return Corrupt(
+          fmt::format("GGUF: tensor {} starts at offset {}, which is no multiple of the "
+                      "alignment {}",
+                      tensor.name, entry.offset, alignment));
     }
     if (entry.offset > data_bytes || tensor.bytes > data_bytes - entry.offset) {
       return Corrupt(fmt::format(
@@ -220,9 +248,8 @@ absl::Status PlaceTensors(std::string_view file, uint64_t data_start, uint64_t a
     tensor.data = reinterpret_cast<const std::byte*>(file.data()) + data_start + entry.offset;
     by_offset.push_back(&entry);
   }
-  std::sort(by_offset.begin(), by_offset.end(), [](const TensorEntry* a, const TensorEntry* b) {
-    return a->offset < b->offset;
-  });
+  std::sort(by_offset.begin(), by_offset.end(),
+            [](const TensorEntry* a, const TensorEntry* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < by_offset.size(); ++i) {
     const TensorEntry& before = *by_offset[i - 1];
     if (before.offset + before.tensor.bytes > by_offset[i]->offset) {
@@ -289,12 +316,16 @@ absl::Status GgufFile::State::Read() {
   ASSIGN_OR_RETURN(const uint64_t key_count, reader.Number<uint64_t>("the key count"));
   // A key takes at least 13 bytes and a tensor entry 33.
   if (key_count > kKeysMax || key_count > reader.remaining() / 13) {
-    return Corrupt(fmt::format("GGUF: the header claims {} keys in a file of {} bytes (at most {} "
-                               "are accepted)", key_count, bytes.size(), kKeysMax));
+    return Corrupt(
+        fmt::format("GGUF: the header claims {} keys in a file of {} bytes (at most {} "
+                    "are accepted)",
+                    key_count, bytes.size(), kKeysMax));
   }
   if (tensor_count > kTensorsMax || tensor_count > reader.remaining() / 33) {
-    return Corrupt(fmt::format("GGUF: the header claims {} tensors in a file of {} bytes (at most "
-                               "{} are accepted)", tensor_count, bytes.size(), kTensorsMax));
+    return Corrupt(
+        fmt::format("GGUF: the header claims {} tensors in a file of {} bytes (at most "
+                    "{} are accepted)",
+                    tensor_count, bytes.size(), kTensorsMax));
   }
   for (uint64_t i = 0; i < key_count; ++i) {
     const std::string ordinal = fmt::format("the name of key {}", i);
@@ -309,8 +340,10 @@ absl::Status GgufFile::State::Read() {
   if (const Value* value = Find("general.alignment"); value != nullptr) {
     const uint64_t* given = std::get_if<uint64_t>(&value->v);
     if (given == nullptr || *given == 0 || (*given & (*given - 1)) != 0 || *given > kAlignmentMax) {
-      return Corrupt(fmt::format("GGUF: key general.alignment must be an unsigned power of two up to "
-                                 "{}", kAlignmentMax));
+      return Corrupt(
+          fmt::format("GGUF: key general.alignment must be an unsigned power of two up to "
+                      "{}",
+                      kAlignmentMax));
     }
     alignment = *given;
   }
@@ -345,7 +378,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   if (fd < 0) {
     return absl::NotFoundError(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
   }
-  struct stat info{};
+  struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd);
     return absl::InvalidArgumentError(

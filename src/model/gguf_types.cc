@@ -1,11 +1,12 @@
 #include "model/gguf_types.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "model/gguf.h"
-#include "spdlog/fmt/fmt.h"
 
 namespace antiphon::model {
 namespace {
@@ -46,8 +47,8 @@ bool StartsWithIgnoringCase(std::string_view s, std::string_view lower) {
 
 const char* Guess(std::string_view b) {
   std::string_view text = b.substr(0, 512);
-  while (!text.empty() && (text[0] == ' ' || text[0] == '\n' || text[0] == '\r' ||
-                           text[0] == '\t')) {
+  while (!text.empty() &&
+         (text[0] == ' ' || text[0] == '\n' || text[0] == '\r' || text[0] == '\t')) {
     text.remove_prefix(1);
   }
   if (StartsWith(b, "PK\x03\x04")) return "a zip archive (a PyTorch checkpoint or a wheel?)";

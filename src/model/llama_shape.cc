@@ -1,3 +1,5 @@
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <limits>
 #include <set>
@@ -6,7 +8,6 @@
 #include "common/status_macros.h"
 #include "model/card.h"
 #include "model/gguf.h"
-#include "spdlog/fmt/fmt.h"
 
 namespace antiphon::model {
 namespace {
@@ -74,7 +75,8 @@ class ShapeReader {
   }
   absl::Status Bounded(const char* name, uint64_t value, uint64_t max, uint32_t& out) {
     if (value == 0 || value > max) {
-      return Unservable(fmt::format("GGUF key {} is {}, 1 to {} are served", Key(name), value, max));
+      return Unservable(
+          fmt::format("GGUF key {} is {}, 1 to {} are served", Key(name), value, max));
     }
     out = static_cast<uint32_t>(value);
     return absl::OkStatus();
@@ -83,13 +85,17 @@ class ShapeReader {
   absl::Status ReadArchitecture() {
     ASSIGN_OR_RETURN(shape_.architecture, Needed(file_.GetString("general.architecture")));
     if (shape_.architecture != "llama" && shape_.architecture != "qwen2") {
-      return Unservable(fmt::format("GGUF key general.architecture is \"{}\": llama and qwen2 are "
-                                    "served", shape_.architecture));
+      return Unservable(
+          fmt::format("GGUF key general.architecture is \"{}\": llama and qwen2 are "
+                      "served",
+                      shape_.architecture));
     }
     ASSIGN_OR_RETURN(const uint64_t parts, Needed(file_.GetUintOr("split.count", 1)));
     if (parts > 1) {
-      return Unservable(fmt::format("GGUF key split.count is {}: this file is one part of a model; "
-                                    "merge them with llama-gguf-split --merge", parts));
+      return Unservable(
+          fmt::format("GGUF key split.count is {}: this file is one part of a model; "
+                      "merge them with llama-gguf-split --merge",
+                      parts));
     }
     return absl::OkStatus();
   }
@@ -123,8 +129,8 @@ class ShapeReader {
     ASSIGN_OR_RETURN(const double eps,
                      Needed(file_.GetDouble(Key("attention.layer_norm_rms_epsilon"))));
     if (!(eps > 0 && eps < 1)) {
-      return Unservable(fmt::format("GGUF key {} is {}", Key("attention.layer_norm_rms_epsilon"),
-                                    eps));
+      return Unservable(
+          fmt::format("GGUF key {} is {}", Key("attention.layer_norm_rms_epsilon"), eps));
     }
     shape_.rms_eps = static_cast<float>(eps);
     return absl::OkStatus();
@@ -139,14 +145,17 @@ class ShapeReader {
     shape_.rope_base = static_cast<float>(base);
     RETURN_IF_ERROR(SizeOr("rope.dimension_count", shape_.head_dim, 4096, shape_.rope_dims));
     if (shape_.rope_dims % 2 != 0 || shape_.rope_dims > shape_.head_dim) {
-      return Unservable(fmt::format("GGUF key {} is {}: an even number up to the head's {} is served",
-                                    Key("rope.dimension_count"), shape_.rope_dims, shape_.head_dim));
+      return Unservable(
+          fmt::format("GGUF key {} is {}: an even number up to the head's {} is served",
+                      Key("rope.dimension_count"), shape_.rope_dims, shape_.head_dim));
     }
     const auto type = Needed(file_.GetStringOr(Key("rope.scaling.type"), "none"));
     RETURN_IF_ERROR(type.status());
     if (*type != "none" && *type != "linear") {
-      return Unservable(fmt::format("GGUF key {} is \"{}\": none, linear and Llama 3's "
-                                    "rope_freqs.weight are served", Key("rope.scaling.type"), *type));
+      return Unservable(
+          fmt::format("GGUF key {} is \"{}\": none, linear and Llama 3's "
+                      "rope_freqs.weight are served",
+                      Key("rope.scaling.type"), *type));
     }
     // Files from before 2024 write the factor alone, under another name.
     ASSIGN_OR_RETURN(const double old, Needed(file_.GetDoubleOr(Key("rope.scale_linear"), 1)));
@@ -231,8 +240,8 @@ class ShapeReader {
     }
     shape_.vocab = static_cast<uint32_t>(vocab);
     RETURN_IF_ERROR(CheckTokens());
-    shape_.qkv_bias = shape_.architecture == "qwen2" ||
-                      file_.FindTensor("blk.0.attn_q.bias") != nullptr;
+    shape_.qkv_bias =
+        shape_.architecture == "qwen2" || file_.FindTensor("blk.0.attn_q.bias") != nullptr;
     shape_.tied_output = file_.FindTensor("output.weight") == nullptr;
     shape_.has_rope_freqs = file_.FindTensor("rope_freqs.weight") != nullptr;
     RETURN_IF_ERROR(Tensor("token_embd.weight", {shape_.hidden, shape_.vocab}));
@@ -246,9 +255,10 @@ class ShapeReader {
     }
     for (const model::Tensor& tensor : file_.tensors()) {
       if (!known_.contains(tensor.name)) {
-        return Unservable(fmt::format("tensor {} is none that the architecture {} has here: ignoring "
-                                      "it would change the answers", tensor.name,
-                                      shape_.architecture));
+        return Unservable(
+            fmt::format("tensor {} is none that the architecture {} has here: ignoring "
+                        "it would change the answers",
+                        tensor.name, shape_.architecture));
       }
     }
     return absl::OkStatus();
@@ -259,8 +269,10 @@ class ShapeReader {
     if (it == file_.metadata().end()) return absl::OkStatus();  // the tokenizer says so better
     const Array* tokens = std::get_if<Array>(&it->second.v);
     if (tokens != nullptr && tokens->size() > shape_.vocab) {
-      return Unservable(fmt::format("GGUF key tokenizer.ggml.tokens has {} tokens and tensor "
-                                    "token_embd.weight {} rows", tokens->size(), shape_.vocab));
+      return Unservable(
+          fmt::format("GGUF key tokenizer.ggml.tokens has {} tokens and tensor "
+                      "token_embd.weight {} rows",
+                      tokens->size(), shape_.vocab));
     }
     return absl::OkStatus();
   }

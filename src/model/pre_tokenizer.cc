@@ -63,11 +63,16 @@ class Scanner {
  private:
   static Kind KindOf(CharClass c) {
     switch (c) {
-      case CharClass::kLetter: return Kind::kLetter;
-      case CharClass::kNumber: return kDigitsCut ? Kind::kEnd : Kind::kNumber;
-      case CharClass::kSpace: return Kind::kSpace;
-      case CharClass::kLateNumber: return kDigitsCut ? Kind::kEnd : Kind::kOther;
-      case CharClass::kOther: break;
+      case CharClass::kLetter:
+        return Kind::kLetter;
+      case CharClass::kNumber:
+        return kDigitsCut ? Kind::kEnd : Kind::kNumber;
+      case CharClass::kSpace:
+        return Kind::kSpace;
+      case CharClass::kLateNumber:
+        return kDigitsCut ? Kind::kEnd : Kind::kOther;
+      case CharClass::kOther:
+        break;
     }
     return Kind::kOther;
   }
@@ -143,20 +148,28 @@ std::optional<PreTokenizer> PreTokenizerNamed(std::string_view name) {
 
 std::string_view NameOf(PreTokenizer pre) {
   switch (pre) {
-    case PreTokenizer::kGpt2: return "gpt-2";
-    case PreTokenizer::kSmolLm: return "smollm";
-    case PreTokenizer::kLlamaBpe: return "llama-bpe";
-    case PreTokenizer::kQwen2: return "qwen2";
+    case PreTokenizer::kGpt2:
+      return "gpt-2";
+    case PreTokenizer::kSmolLm:
+      return "smollm";
+    case PreTokenizer::kLlamaBpe:
+      return "llama-bpe";
+    case PreTokenizer::kQwen2:
+      return "qwen2";
   }
   return "";
 }
 
 size_t PieceEnd(PreTokenizer pre, std::string_view text, size_t at) {
   switch (pre) {
-    case PreTokenizer::kGpt2: return Gpt2End<false>(text, at);
-    case PreTokenizer::kSmolLm: return Gpt2End<true>(text, at);
-    case PreTokenizer::kLlamaBpe: return LlamaEnd(text, at, 3);
-    case PreTokenizer::kQwen2: return LlamaEnd(text, at, 1);
+    case PreTokenizer::kGpt2:
+      return Gpt2End<false>(text, at);
+    case PreTokenizer::kSmolLm:
+      return Gpt2End<true>(text, at);
+    case PreTokenizer::kLlamaBpe:
+      return LlamaEnd(text, at, 3);
+    case PreTokenizer::kQwen2:
+      return LlamaEnd(text, at, 1);
   }
   return text.size();
 }

@@ -1,5 +1,8 @@
 #include "model/tokenizer.h"
 
+#include <spdlog/fmt/fmt.h>
+#include <xxhash.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -14,15 +17,13 @@
 #include "model/byte_alphabet.h"
 #include "model/pre_tokenizer.h"
 #include "model/unicode.h"
-#include "spdlog/fmt/fmt.h"
-#include "xxhash.h"
 
 namespace antiphon::model {
 namespace {
 
 constexpr int kTokensMax = 4 << 20;
 constexpr size_t kVocabularyBytesMax = 1u << 30;
-constexpr int kControl = 3;      // GGUF token types
+constexpr int kControl = 3;  // GGUF token types
 constexpr int kUserDefined = 4;
 
 // The bytes of every token, back to back.
@@ -122,8 +123,8 @@ absl::Status Tokenizer::State::LoadTokens(const internal::v1::TokenizerSpec& spe
     return Bad(fmt::format("tokenizer: {} tokens, at most {} are accepted", count, kTokensMax));
   }
   if (spec.token_types_size() != 0 && spec.token_types_size() != count) {
-    return Bad(fmt::format("tokenizer: {} token types for {} tokens", spec.token_types_size(),
-                           count));
+    return Bad(
+        fmt::format("tokenizer: {} token types for {} tokens", spec.token_types_size(), count));
   }
   std::vector<uint32_t> normal;
   for (int i = 0; i < count; ++i) {
@@ -133,8 +134,8 @@ absl::Status Tokenizer::State::LoadTokens(const internal::v1::TokenizerSpec& spe
       return Bad(fmt::format("tokenizer: token {} has type {}, which does not exist", i, type));
     }
     if (bytes.total_bytes() + text.size() > kVocabularyBytesMax) {
-      return Bad(fmt::format("tokenizer: the vocabulary's texts exceed {} bytes",
-                             kVocabularyBytesMax));
+      return Bad(
+          fmt::format("tokenizer: the vocabulary's texts exceed {} bytes", kVocabularyBytesMax));
     }
     const uint32_t id = static_cast<uint32_t>(i);
     types.push_back(static_cast<uint8_t>(type));
@@ -182,7 +183,10 @@ absl::Status Tokenizer::State::LoadMerges(const internal::v1::TokenizerSpec& spe
     const int64_t joined_id = find(joined);
     if (left_id < 0 || right_id < 0 || joined_id < 0) {
       return Bad(fmt::format("tokenizer: merge {} needs a token that is not in the vocabulary ({})",
-                             i, left_id < 0 ? "left side" : right_id < 0 ? "right side" : "result"));
+                             i,
+                             left_id < 0    ? "left side"
+                             : right_id < 0 ? "right side"
+                                            : "result"));
     }
     merges.Add(static_cast<uint32_t>(left_id), static_cast<uint32_t>(right_id),
                {static_cast<uint32_t>(i), static_cast<uint32_t>(joined_id)});
@@ -257,13 +261,15 @@ Tokenizer::~Tokenizer() = default;
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(
     const internal::v1::TokenizerSpec& spec) {
   if (spec.model() != "gpt2") {
-    return Bad(fmt::format("tokenizer: model \"{}\" is not supported, only \"gpt2\" (byte-level BPE)",
-                           spec.model()));
+    return Bad(fmt::format(
+        "tokenizer: model \"{}\" is not supported, only \"gpt2\" (byte-level BPE)", spec.model()));
   }
   const auto pre = PreTokenizerNamed(spec.pre());
   if (!pre.has_value()) {
-    return Bad(fmt::format("tokenizer: pre-tokenizer \"{}\" is not supported, only gpt-2, smollm, "
-                           "llama-bpe and qwen2", spec.pre()));
+    return Bad(
+        fmt::format("tokenizer: pre-tokenizer \"{}\" is not supported, only gpt-2, smollm, "
+                    "llama-bpe and qwen2",
+                    spec.pre()));
   }
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer);
   State& state = *tokenizer->state_;
@@ -309,10 +315,12 @@ uint32_t Tokenizer::vocab_size() const { return static_cast<uint32_t>(state_->by
 const std::vector<uint32_t>& Tokenizer::end_of_generation_ids() const { return state_->end_ids; }
 
 std::string_view Tokenizer::bos_text() const {
-  return state_->bos_id < 0 ? std::string_view() : TokenBytes(static_cast<uint32_t>(state_->bos_id));
+  return state_->bos_id < 0 ? std::string_view()
+                            : TokenBytes(static_cast<uint32_t>(state_->bos_id));
 }
 std::string_view Tokenizer::eos_text() const {
-  return state_->eos_id < 0 ? std::string_view() : TokenBytes(static_cast<uint32_t>(state_->eos_id));
+  return state_->eos_id < 0 ? std::string_view()
+                            : TokenBytes(static_cast<uint32_t>(state_->eos_id));
 }
 
 int64_t Tokenizer::FindToken(std::string_view text) const {

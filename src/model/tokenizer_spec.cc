@@ -1,3 +1,5 @@
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -9,7 +11,6 @@
 #include "model/gguf.h"
 #include "model/pre_tokenizer.h"
 #include "model/tokenizer.h"
-#include "spdlog/fmt/fmt.h"
 
 namespace antiphon::model {
 namespace {
@@ -75,8 +76,8 @@ absl::StatusOr<int32_t> TokenId(const GgufFile& file, const std::string& name, i
   RETURN_IF_ERROR(id.status());
   if (*id == std::numeric_limits<uint32_t>::max()) return -1;  // how converters write "none"
   if (*id >= static_cast<uint64_t>(tokens)) {
-    return Bad(fmt::format("GGUF key {} is {}, outside the vocabulary of {} tokens", key, *id,
-                           tokens));
+    return Bad(
+        fmt::format("GGUF key {} is {}, outside the vocabulary of {} tokens", key, *id, tokens));
   }
   return static_cast<int32_t>(*id);
 }
@@ -120,19 +121,24 @@ absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const GgufFile& file
   const auto model = file.GetString("tokenizer.ggml.model");
   if (!model.ok()) return Bad(std::string(model.status().message()));
   if (*model != "gpt2") {
-    return Bad(fmt::format("GGUF key tokenizer.ggml.model is \"{}\"{}: only \"gpt2\" (byte-level "
-                           "BPE) is supported", *model, *model == "llama" ? " (SentencePiece)" : ""));
+    return Bad(
+        fmt::format("GGUF key tokenizer.ggml.model is \"{}\"{}: only \"gpt2\" (byte-level "
+                    "BPE) is supported",
+                    *model, *model == "llama" ? " (SentencePiece)" : ""));
   }
   const auto pre_name = file.GetString("tokenizer.ggml.pre");
   if (absl::IsNotFound(pre_name.status())) {
-    return Bad("GGUF key tokenizer.ggml.pre is missing: the file is older than May 2024 and would be "
-               "tokenised wrongly; convert the model again");
+    return Bad(
+        "GGUF key tokenizer.ggml.pre is missing: the file is older than May 2024 and would be "
+        "tokenised wrongly; convert the model again");
   }
   RETURN_IF_ERROR(pre_name.status());
   const auto pre = PreTokenizerNamed(*pre_name);
   if (!pre.has_value()) {
-    return Bad(fmt::format("GGUF key tokenizer.ggml.pre is \"{}\": only gpt-2, smollm, llama-bpe and "
-                           "qwen2 are supported", *pre_name));
+    return Bad(
+        fmt::format("GGUF key tokenizer.ggml.pre is \"{}\": only gpt-2, smollm, llama-bpe and "
+                    "qwen2 are supported",
+                    *pre_name));
   }
   spec.set_model(*model);
   spec.set_pre(std::string(NameOf(*pre)));
@@ -145,8 +151,9 @@ absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const GgufFile& file
   ASSIGN_OR_RETURN(const bool add_bos, file.GetBoolOr("tokenizer.ggml.add_bos_token", bos_wanted));
   ASSIGN_OR_RETURN(const bool add_eos, file.GetBoolOr("tokenizer.ggml.add_eos_token", false));
   if (add_bos && !spec.has_bos_id()) {
-    return Bad("GGUF key tokenizer.ggml.add_bos_token is true and tokenizer.ggml.bos_token_id is "
-               "missing");
+    return Bad(
+        "GGUF key tokenizer.ggml.add_bos_token is true and tokenizer.ggml.bos_token_id is "
+        "missing");
   }
   spec.set_add_bos(add_bos);
   spec.set_add_eos(add_eos);

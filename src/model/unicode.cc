@@ -188,9 +188,8 @@ void AppendUtf8(uint32_t c, std::string& out) {
 std::string NormalizeNfc(std::string_view text) {
   // Nothing below U+0300 decomposes into something that does not compose back, reorders or
   // combines with what follows: bytes below 0xCC start all of it.
-  const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
-    return static_cast<uint8_t>(c) < 0xCC;
-  });
+  const bool plain =
+      std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xCC; });
   if (plain) return std::string(text);
   const NormalForms& forms = Forms();
   std::u32string s;

@@ -24,8 +24,8 @@ def download(folder):
 
 
 def peer_folder(cache):
-    """The folder `vendor/llama.cpp` with its `models`, unpacked under `cache`; None when the package
-    cannot be had."""
+    """The folder `vendor/llama.cpp` with its `models`, unpacked under `cache`; None when the
+    package cannot be had."""
     target = os.path.join(cache, f"llama_cpp_python-{VERSION}")
     inside = os.path.join(target, "vendor", "llama.cpp")
     if os.path.exists(os.path.join(target, "complete")):

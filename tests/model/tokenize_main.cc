@@ -1,7 +1,7 @@
 // tokenize MODEL.gguf [plain] < TEXTS > IDS
-// Every text on standard input is a 32-bit little-endian length and that many bytes; the answer to
-// each is a line of ids. `plain` turns parse_special off. With `speed` instead, standard input is one
-// text and the answer is megabytes a second.
+// Every text on standard input is a 32-bit little-endian length and that many bytes; the answer
+// to each is a line of ids. `plain` turns parse_special off. With `speed` instead, standard input
+// is one text and the answer is megabytes a second.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -64,7 +64,6 @@ int main(int argc, char** argv) {
     }
     std::string line;
     for (const uint32_t id : *ids) line += std::to_string(id) + " ";
-
     std::cout << line << "\n";
   }
   return 0;
