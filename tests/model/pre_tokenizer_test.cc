@@ -35,6 +35,12 @@ TEST(PreTokenizerTest, SmolLmCutsEveryDigitFirst) {
   EXPECT_THAT(Pieces(PreTokenizer::kGpt2, "a  12 b"), ElementsAre("a", " ", " 12", " b"));
 }
 
+// U+11DE0 is a digit of Unicode 17: the digit splitter knows it, the regular expressions do not.
+TEST(PreTokenizerTest, SmolLmCutsDigitsYoungerThanTheRegularExpressions) {
+  EXPECT_THAT(Pieces(PreTokenizer::kSmolLm, "! \U00011DE0"), ElementsAre("!", " ", "\U00011DE0"));
+  EXPECT_THAT(Pieces(PreTokenizer::kGpt2, "! \U00011DE0"), ElementsAre("!", " \U00011DE0"));
+}
+
 TEST(PreTokenizerTest, LlamaTakesOneSignWithAWordAndThreeDigits) {
   EXPECT_THAT(Pieces(PreTokenizer::kLlamaBpe, "(foo) 12345 \n\n  x!?\r\n 'LL 'ſ"),
               ElementsAre("(foo", ")", " ", "123", "45", " \n\n", " ", " x", "!?\r\n", " '", "LL",

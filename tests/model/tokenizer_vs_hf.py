@@ -174,11 +174,12 @@ def long_runs(rng):
 
 
 def every_character():
-    """Each code point between letters and digits, a few hundred in a text."""
+    """Each code point beside letters, digits, spaces, signs and apostrophes."""
     points = [c for c in range(0x30000) if not 0xD800 <= c < 0xE000]
     points += list(range(0xE0000, 0xE0200))
     for start in range(0, len(points), 512):
-        yield "".join(f"a{chr(c)}1{chr(c)} " for c in points[start:start + 512])
+        yield "".join("a{0}1{0} {0}it'{0} !{0}?\n{0}\n".format(chr(c))
+                      for c in points[start:start + 512])
 
 
 def ours(program, path, texts, plain=False):
