@@ -206,7 +206,8 @@ std::vector<SlotId> TestWorker::Reserve(uint32_t count) {
   wire::StoreRequest request;
   request.mutable_reserve()->set_count(count);
   std::vector<SlotId> out;
-  for (const auto& slot : Call(request).slots().slots()) out.push_back(SlotFromProto(slot));
+  const wire::StoreReply reply = Call(request);
+  for (const auto& slot : reply.slots().slots()) out.push_back(SlotFromProto(slot));
   return out;
 }
 
@@ -214,7 +215,8 @@ std::vector<SlotId> TestWorker::PinPrefix(const std::vector<BlockKey>& keys) {
   wire::StoreRequest request;
   for (const BlockKey& key : keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
   std::vector<SlotId> out;
-  for (const auto& slot : Call(request).slots().slots()) out.push_back(SlotFromProto(slot));
+  const wire::StoreReply reply = Call(request);
+  for (const auto& slot : reply.slots().slots()) out.push_back(SlotFromProto(slot));
   return out;
 }
 
