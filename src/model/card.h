@@ -28,7 +28,7 @@ absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::
 
 // Hyper-parameters of the llama and qwen2 families.
 struct LlamaShape {
-  std::string architecture;      // llama | qwen2
+  std::string architecture;  // llama | qwen2
   uint32_t layers = 0;
   uint32_t hidden = 0;
   uint32_t feed_forward = 0;
@@ -36,15 +36,15 @@ struct LlamaShape {
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t vocab = 0;
-  uint32_t context = 0;          // tokens
+  uint32_t context = 0;  // tokens
   float rms_eps = 0;
   float rope_base = 0;
   uint32_t rope_dims = 0;
-  bool rope_interleaved = false; // llama GGUF: pairs (2i, 2i+1); qwen2: (i, i + dims/2)
-  bool tied_output = false;      // no output.weight: token_embd is used
+  bool rope_interleaved = false;  // llama GGUF: pairs (2i, 2i+1); qwen2: (i, i + dims/2)
+  bool tied_output = false;       // no output.weight: token_embd is used
   bool qkv_bias = false;
-  bool has_rope_freqs = false;   // rope_freqs.weight: divisors per pair (Llama 3 scaling)
-  float rope_scale = 1;          // linear scaling factor, 1: none
+  bool has_rope_freqs = false;  // rope_freqs.weight: divisors per pair (Llama 3 scaling)
+  float rope_scale = 1;         // linear scaling factor, 1: none
 };
 // FAILED_PRECONDITION naming the tensor or key that we cannot serve.
 absl::StatusOr<LlamaShape> LlamaShapeOf(const GgufFile& file);

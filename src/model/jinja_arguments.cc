@@ -56,8 +56,8 @@ absl::StatusOr<std::string> Bound::Text(size_t i, std::string_view fallback) con
   if (!values_[i].has_value()) return std::string(fallback);
   const Value& value = *values_[i];
   if (!value.is(Kind::kString)) {
-    return Error(fmt::format("{}(): '{}' must be a string, not '{}'", callee_, names_[i],
-                             TypeName(value)));
+    return Error(
+        fmt::format("{}(): '{}' must be a string, not '{}'", callee_, names_[i], TypeName(value)));
   }
   return value.text();
 }

@@ -30,30 +30,50 @@ struct CallArguments {
 };
 
 enum class Operator : uint8_t {
-  kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo, kPower,
-  kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn,
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kFloorDivide,
+  kModulo,
+  kPower,
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kIn,
+  kNotIn,
 };
 
 struct Expr {
   enum class Kind : uint8_t {
-    kNone, kBool, kInt, kFloat,  // integer / real
-    kString,                     // text; slot numbers the constant
-    kName,                       // name
-    kList, kTuple,               // items
-    kDict,                       // items: key, value, key, value, ...
-    kNot, kNegate, kPlus,        // items[0]
-    kAnd, kOr,                   // items[0], items[1]
-    kBinary,                     // operators[0] on items[0], items[1]
-    kCompare,                    // items[0] operators[0] items[1] operators[1] items[2] ...
-    kConcat,                     // all items
-    kConditional,                // items[0] if items[1] else items[2] (may be null)
-    kAttribute,                  // items[0].text
-    kSubscript,                  // items[0][items[1]]
-    kSlice,                      // items[0][items[1]:items[2]:items[3]], each bound may be null
-    kCall,                       // items[0](arguments)
-    kFilter,                     // items[0] | text(arguments); items[0] is null in filter blocks
-    kTest,                       // items[0] is text(arguments)
-    kNamespaceAttribute,         // name.text, only as a target of assignment
+    kNone,
+    kBool,
+    kInt,
+    kFloat,   // integer / real
+    kString,  // text; slot numbers the constant
+    kName,    // name
+    kList,
+    kTuple,  // items
+    kDict,   // items: key, value, key, value, ...
+    kNot,
+    kNegate,
+    kPlus,  // items[0]
+    kAnd,
+    kOr,                  // items[0], items[1]
+    kBinary,              // operators[0] on items[0], items[1]
+    kCompare,             // items[0] operators[0] items[1] operators[1] items[2] ...
+    kConcat,              // all items
+    kConditional,         // items[0] if items[1] else items[2] (may be null)
+    kAttribute,           // items[0].text
+    kSubscript,           // items[0][items[1]]
+    kSlice,               // items[0][items[1]:items[2]:items[3]], each bound may be null
+    kCall,                // items[0](arguments)
+    kFilter,              // items[0] | text(arguments); items[0] is null in filter blocks
+    kTest,                // items[0] is text(arguments)
+    kNamespaceAttribute,  // name.text, only as a target of assignment
   };
 
   Kind kind;

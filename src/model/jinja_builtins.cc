@@ -49,13 +49,20 @@ const NamedNative* FindMethod(Kind kind, std::string_view name) {
   static const Table* const kCyclers = Join({CyclerMethods()});
   static const Table* const kLoops = Join({LoopMethods()});
   switch (kind) {
-    case Kind::kString: return Look(*kStrings, name);
-    case Kind::kList: return Look(*kLists, name);
-    case Kind::kTuple: return Look(*kTuples, name);
-    case Kind::kDict: return Look(*kDicts, name);
-    case Kind::kCycler: return Look(*kCyclers, name);
-    case Kind::kLoop: return Look(*kLoops, name);
-    default: return nullptr;
+    case Kind::kString:
+      return Look(*kStrings, name);
+    case Kind::kList:
+      return Look(*kLists, name);
+    case Kind::kTuple:
+      return Look(*kTuples, name);
+    case Kind::kDict:
+      return Look(*kDicts, name);
+    case Kind::kCycler:
+      return Look(*kCyclers, name);
+    case Kind::kLoop:
+      return Look(*kLoops, name);
+    default:
+      return nullptr;
   }
 }
 

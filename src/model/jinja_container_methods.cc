@@ -152,8 +152,7 @@ Result DictPop(Interpreter&, const Value& self, Args& args) {
 }
 
 Result Update(Interpreter& in, const Value& self, Args& args) {
-  ASSIGN_OR_RETURN(const Value other,
-                   FindFunction("dict")->native(in, Value::None(), args));
+  ASSIGN_OR_RETURN(const Value other, FindFunction("dict")->native(in, Value::None(), args));
   for (const auto& [key, value] : other.as<Dict>().entries) {
     RETURN_IF_ERROR(in.heap().SetItem(self.as<Dict>(), key, value));
   }
@@ -184,15 +183,15 @@ Result DictClear(Interpreter&, const Value& self, Args&) {
 }
 
 constexpr NamedNative kListMethods[] = {
-    {"append", Append},      {"extend", Extend},       {"insert", Insert}, {"pop", ListPop},
-    {"remove", ListRemove},  {"clear", ListClear},     {"copy", ListCopy}, {"index", ItemIndex},
+    {"append", Append},       {"extend", Extend},   {"insert", Insert}, {"pop", ListPop},
+    {"remove", ListRemove},   {"clear", ListClear}, {"copy", ListCopy}, {"index", ItemIndex},
     {"reverse", ListReverse}, {"count", ItemCount},
 };
 constexpr NamedNative kTupleMethods[] = {{"index", ItemIndex}, {"count", ItemCount}};
 constexpr NamedNative kDictMethods[] = {
-    {"keys", Keys},     {"values", Values},         {"items", DictItems}, {"get", Get},
-    {"pop", DictPop},   {"setdefault", SetDefault}, {"copy", DictCopy},   {"clear", DictClear},
-    {"update", Update},
+    {"keys", Keys},     {"values", Values},   {"items", DictItems},
+    {"get", Get},       {"pop", DictPop},     {"setdefault", SetDefault},
+    {"copy", DictCopy}, {"clear", DictClear}, {"update", Update},
 };
 
 }  // namespace

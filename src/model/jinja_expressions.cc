@@ -7,12 +7,6 @@
 #include "model/jinja_text.h"
 
 namespace antiphon::model::jinja {
-namespace {
-
-constexpr int kFramesPerCall = 16;
-
-}  // namespace
-
 Result Interpreter::Evaluate(const Expr& expr, const ScopeRef& scope) {
   Result out = Value::None();
   ++depth_;
@@ -30,34 +24,53 @@ Result Interpreter::Evaluate(const Expr& expr, const ScopeRef& scope) {
 
 Result Interpreter::EvaluateOne(const Expr& expr, const ScopeRef& scope) {
   switch (expr.kind) {
-    case Expr::Kind::kNone: return Value::None();
-    case Expr::Kind::kBool: return Value::Bool(expr.integer != 0);
-    case Expr::Kind::kInt: return Value::Integer(expr.integer);
-    case Expr::Kind::kFloat: return Value::Float(expr.real);
-    case Expr::Kind::kString: return Constant(expr);
-    case Expr::Kind::kName: return EvaluateName(expr, scope);
+    case Expr::Kind::kNone:
+      return Value::None();
+    case Expr::Kind::kBool:
+      return Value::Bool(expr.integer != 0);
+    case Expr::Kind::kInt:
+      return Value::Integer(expr.integer);
+    case Expr::Kind::kFloat:
+      return Value::Float(expr.real);
+    case Expr::Kind::kString:
+      return Constant(expr);
+    case Expr::Kind::kName:
+      return EvaluateName(expr, scope);
     case Expr::Kind::kList:
-    case Expr::Kind::kTuple: return EvaluateItems(expr, scope);
-    case Expr::Kind::kDict: return EvaluateDict(expr, scope);
+    case Expr::Kind::kTuple:
+      return EvaluateItems(expr, scope);
+    case Expr::Kind::kDict:
+      return EvaluateDict(expr, scope);
     case Expr::Kind::kNot:
     case Expr::Kind::kNegate:
     case Expr::Kind::kPlus:
     case Expr::Kind::kAnd:
-    case Expr::Kind::kOr: return EvaluateLogic(expr, scope);
-    case Expr::Kind::kBinary: return EvaluateBinary(expr, scope);
-    case Expr::Kind::kCompare: return EvaluateCompare(expr, scope);
-    case Expr::Kind::kConcat: return EvaluateConcat(expr, scope);
-    case Expr::Kind::kConditional: return EvaluateConditional(expr, scope);
+    case Expr::Kind::kOr:
+      return EvaluateLogic(expr, scope);
+    case Expr::Kind::kBinary:
+      return EvaluateBinary(expr, scope);
+    case Expr::Kind::kCompare:
+      return EvaluateCompare(expr, scope);
+    case Expr::Kind::kConcat:
+      return EvaluateConcat(expr, scope);
+    case Expr::Kind::kConditional:
+      return EvaluateConditional(expr, scope);
     case Expr::Kind::kAttribute: {
       ASSIGN_OR_RETURN(const Value value, Evaluate(*expr.items[0], scope));
       return Attribute(value, expr.text);
     }
-    case Expr::Kind::kSubscript: return EvaluateSubscript(expr, scope);
-    case Expr::Kind::kSlice: return EvaluateSlice(expr, scope);
-    case Expr::Kind::kCall: return EvaluateCall(expr, scope);
-    case Expr::Kind::kFilter: return EvaluateFilter(expr, scope, nullptr);
-    case Expr::Kind::kTest: return EvaluateTest(expr, scope);
-    case Expr::Kind::kNamespaceAttribute: break;
+    case Expr::Kind::kSubscript:
+      return EvaluateSubscript(expr, scope);
+    case Expr::Kind::kSlice:
+      return EvaluateSlice(expr, scope);
+    case Expr::Kind::kCall:
+      return EvaluateCall(expr, scope);
+    case Expr::Kind::kFilter:
+      return EvaluateFilter(expr, scope, nullptr);
+    case Expr::Kind::kTest:
+      return EvaluateTest(expr, scope);
+    case Expr::Kind::kNamespaceAttribute:
+      break;
   }
   return Error("this expression has no value");
 }
@@ -100,11 +113,16 @@ Result Interpreter::EvaluateDict(const Expr& expr, const ScopeRef& scope) {
 Result Interpreter::EvaluateLogic(const Expr& expr, const ScopeRef& scope) {
   ASSIGN_OR_RETURN(Value value, Evaluate(*expr.items[0], scope));
   switch (expr.kind) {
-    case Expr::Kind::kNot: return Value::Bool(!Truthy(value));
-    case Expr::Kind::kNegate: return Negate(value);
-    case Expr::Kind::kPlus: return Arithmetic(heap_, Operator::kAdd, Value::Integer(0), value);
-    case Expr::Kind::kAnd: return Truthy(value) ? Evaluate(*expr.items[1], scope) : value;
-    default: return Truthy(value) ? value : Evaluate(*expr.items[1], scope);
+    case Expr::Kind::kNot:
+      return Value::Bool(!Truthy(value));
+    case Expr::Kind::kNegate:
+      return Negate(value);
+    case Expr::Kind::kPlus:
+      return Arithmetic(heap_, Operator::kAdd, Value::Integer(0), value);
+    case Expr::Kind::kAnd:
+      return Truthy(value) ? Evaluate(*expr.items[1], scope) : value;
+    default:
+      return Truthy(value) ? value : Evaluate(*expr.items[1], scope);
   }
 }
 
@@ -126,12 +144,14 @@ Result Interpreter::EvaluateBinary(const Expr& expr, const ScopeRef& scope) {
 
 absl::StatusOr<bool> Interpreter::CompareOnce(Operator op, const Value& a, const Value& b) {
   switch (op) {
-    case Operator::kEqual: return Equal(heap_, a, b);
+    case Operator::kEqual:
+      return Equal(heap_, a, b);
     case Operator::kNotEqual: {
       ASSIGN_OR_RETURN(const bool same, Equal(heap_, a, b));
       return !same;
     }
-    case Operator::kIn: return Contains(heap_, b, a);
+    case Operator::kIn:
+      return Contains(heap_, b, a);
     case Operator::kNotIn: {
       ASSIGN_OR_RETURN(const bool contained, Contains(heap_, b, a));
       return !contained;
@@ -179,9 +199,10 @@ Result Interpreter::EvaluateConditional(const Expr& expr, const ScopeRef& scope)
   ASSIGN_OR_RETURN(const Value condition, Evaluate(*expr.items[1], scope));
   if (Truthy(condition)) return Evaluate(*expr.items[0], scope);
   if (expr.items[2] != nullptr) return Evaluate(*expr.items[2], scope);
-  return heap_.Undefined(fmt::format("the inline if-expression on line {} evaluated to false and "
-                                     "no else section was defined",
-                                     expr.line));
+  return heap_.Undefined(
+      fmt::format("the inline if-expression on line {} evaluated to false and "
+                  "no else section was defined",
+                  expr.line));
 }
 
 Result Interpreter::EvaluateSubscript(const Expr& expr, const ScopeRef& scope) {
@@ -247,15 +268,19 @@ Result Interpreter::Call(const Value& callee, Args& args) {
       const Function& function = callee.as<Function>();
       return function.native(*this, function.self, args);
     }
-    case Kind::kMacro: return CallMacro(callee.as<Macro>(), args);
-    case Kind::kLoop: return CallLoop(callee.as<Loop>(), args);
+    case Kind::kMacro:
+      return CallMacro(callee.as<Macro>(), args);
+    case Kind::kLoop:
+      return CallLoop(callee.as<Loop>(), args);
     case Kind::kJoiner: {
       Joiner& joiner = callee.as<Joiner>();
       if (std::exchange(joiner.used, true)) return joiner.separator;
       return heap_.Str("");
     }
-    case Kind::kUndefined: return UndefinedError(callee);
-    default: return Error(fmt::format("'{}' object is not callable", TypeName(callee)));
+    case Kind::kUndefined:
+      return UndefinedError(callee);
+    default:
+      return Error(fmt::format("'{}' object is not callable", TypeName(callee)));
   }
 }
 
@@ -297,10 +322,6 @@ absl::StatusOr<bool> Interpreter::ApplyTest(std::string_view name, const Value& 
 
 Result Interpreter::Attribute(const Value& value, std::string_view name) {
   if (value.is(Kind::kUndefined)) return UndefinedError(value);
-  if (name.starts_with("__")) {
-    return Error(fmt::format("access to attribute '{}' of '{}' object is unsafe", name,
-                             TypeName(value)));
-  }
   if (value.is(Kind::kNamespace)) {
     if (const Value* found = value.as<Dict>().Find(name)) return *found;
   } else if (const NamedNative* method = FindMethod(value.kind(), name)) {
@@ -315,11 +336,10 @@ Result Interpreter::Attribute(const Value& value, std::string_view name) {
   } else if (value.is(Kind::kMacro) && name == "name") {
     return heap_.Str(value.as<Macro>().body->name);
   }
-  return heap_.Undefined(fmt::format("'{}' has no attribute {}",
-                                     value.is(Kind::kNone)
-                                         ? "None"
-                                         : fmt::format("{} object", TypeName(value)),
-                                     Quoted(name.substr(0, 100))));
+  return heap_.Undefined(
+      fmt::format("'{}' has no attribute {}",
+                  value.is(Kind::kNone) ? "None" : fmt::format("{} object", TypeName(value)),
+                  Quoted(name.substr(0, 100))));
 }
 
 Result Interpreter::LoopAttribute(const Value& value, std::string_view name) {

@@ -77,8 +77,8 @@ std::string Signed(bool negative, const Spec& spec, std::string digits) {
 
 absl::StatusOr<std::string> FormatInteger(Int value, const Spec& spec) {
   const bool negative = value < 0;
-  unsigned __int128 rest = negative ? -static_cast<unsigned __int128>(value)
-                                    : static_cast<unsigned __int128>(value);
+  unsigned __int128 rest =
+      negative ? -static_cast<unsigned __int128>(value) : static_cast<unsigned __int128>(value);
   if (spec.type == 'c') {
     if (negative || rest > 0x10ffff || (rest >= 0xd800 && rest < 0xe000)) {
       return Error("%c arg not in range(0x110000)");
@@ -91,8 +91,8 @@ absl::StatusOr<std::string> FormatInteger(Int value, const Spec& spec) {
   const unsigned base = lower == 'x' ? 16 : lower == 'o' ? 8 : lower == 'b' ? 2 : 10;
   std::string digits;
   do {
-    digits.push_back((spec.type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[
-        static_cast<size_t>(rest % base)]);
+    digits.push_back((spec.type == 'X' ? "0123456789ABCDEF"
+                                       : "0123456789abcdef")[static_cast<size_t>(rest % base)]);
     rest /= base;
   } while (rest != 0);
   while (static_cast<int64_t>(digits.size()) < std::min(spec.precision, kPrecisionMax)) {
@@ -148,8 +148,8 @@ absl::StatusOr<std::string> Apply(Heap& heap, const Value& value, const Spec& sp
     }
     return Pad(text, spec, '<');
   }
-  return Error(fmt::format("unknown format code '{}' for object of type '{}'", spec.type,
-                           TypeName(value)));
+  return Error(
+      fmt::format("unknown format code '{}' for object of type '{}'", spec.type, TypeName(value)));
 }
 
 absl::StatusOr<Spec> ReadSpec(std::string_view text) {
@@ -211,8 +211,8 @@ class FieldReader {
       size_t at = 0;
       ASSIGN_OR_RETURN(const int64_t number, ReadNumber(key, &at));
       const bool is_number = !key.empty() && at == key.size();
-      ASSIGN_OR_RETURN(value, in_.Item(value, is_number ? Value::Integer(number)
-                                                        : in_.heap().Str(key)));
+      ASSIGN_OR_RETURN(value,
+                       in_.Item(value, is_number ? Value::Integer(number) : in_.heap().Str(key)));
       field.remove_prefix(close + 1);
     }
     return value;
@@ -261,48 +261,89 @@ std::string Directive(char directive, char flag, absl::TimeZone zone, absl::Time
   const absl::CivilSecond& c = local.cs;
   const int weekday = (static_cast<int>(absl::GetWeekday(c)) + 1) % 7;  // Sunday is 0
   const int year_day = absl::GetYearDay(c);
+  // A week belongs to the year of its Thursday (ISO 8601).
+  const absl::CivilDay thursday = absl::CivilDay(c) + 3 - (weekday + 6) % 7;
   const int hour12 = (c.hour() + 11) % 12 + 1;
   switch (directive) {
-    case 'a': return std::string(kDays[weekday]).substr(0, 3);
-    case 'A': return kDays[weekday];
+    case 'a':
+      return std::string(kDays[weekday]).substr(0, 3);
+    case 'A':
+      return kDays[weekday];
     case 'b':
-    case 'h': return std::string(kMonths[c.month() - 1]).substr(0, 3);
-    case 'B': return kMonths[c.month() - 1];
-    case 'c': return Strftime("%a %b %e %H:%M:%S %Y", time);
-    case 'C': return Digits(c.year() / 100, 2, flag);
-    case 'd': return Digits(c.day(), 2, flag);
+    case 'h':
+      return std::string(kMonths[c.month() - 1]).substr(0, 3);
+    case 'B':
+      return kMonths[c.month() - 1];
+    case 'c':
+      return Strftime("%a %b %e %H:%M:%S %Y", time);
+    case 'C':
+      return Digits(c.year() / 100, 2, flag);
+    case 'd':
+      return Digits(c.day(), 2, flag);
     case 'D':
-    case 'x': return Strftime("%m/%d/%y", time);
-    case 'e': return Digits(c.day(), 2, flag, ' ');
-    case 'F': return Strftime("%Y-%m-%d", time);
-    case 'f': return Digits(absl::ToInt64Microseconds(local.subsecond), 6, '0');
-    case 'H': return Digits(c.hour(), 2, flag);
-    case 'I': return Digits(hour12, 2, flag);
-    case 'j': return Digits(year_day, 3, flag);
-    case 'k': return Digits(c.hour(), 2, flag, ' ');
-    case 'l': return Digits(hour12, 2, flag, ' ');
-    case 'm': return Digits(c.month(), 2, flag);
-    case 'M': return Digits(c.minute(), 2, flag);
-    case 'n': return "\n";
-    case 'p': return c.hour() < 12 ? "AM" : "PM";
-    case 'r': return Strftime("%I:%M:%S %p", time);
-    case 'R': return Strftime("%H:%M", time);
-    case 's': return fmt::format("{}", absl::ToUnixSeconds(time));
-    case 'S': return Digits(c.second(), 2, flag);
-    case 't': return "\t";
+    case 'x':
+      return Strftime("%m/%d/%y", time);
+    case 'e':
+      return Digits(c.day(), 2, flag, ' ');
+    case 'F':
+      return Strftime("%Y-%m-%d", time);
+    case 'f':
+      return Digits(absl::ToInt64Microseconds(local.subsecond), 6, '0');
+    case 'G':
+      return fmt::format("{}", thursday.year());
+    case 'H':
+      return Digits(c.hour(), 2, flag);
+    case 'I':
+      return Digits(hour12, 2, flag);
+    case 'j':
+      return Digits(year_day, 3, flag);
+    case 'k':
+      return Digits(c.hour(), 2, flag, ' ');
+    case 'l':
+      return Digits(hour12, 2, flag, ' ');
+    case 'm':
+      return Digits(c.month(), 2, flag);
+    case 'M':
+      return Digits(c.minute(), 2, flag);
+    case 'n':
+      return "\n";
+    case 'p':
+      return c.hour() < 12 ? "AM" : "PM";
+    case 'r':
+      return Strftime("%I:%M:%S %p", time);
+    case 'R':
+      return Strftime("%H:%M", time);
+    case 's':
+      return fmt::format("{}", absl::ToUnixSeconds(time));
+    case 'S':
+      return Digits(c.second(), 2, flag);
+    case 't':
+      return "\t";
     case 'T':
-    case 'X': return Strftime("%H:%M:%S", time);
-    case 'u': return fmt::format("{}", weekday == 0 ? 7 : weekday);
-    case 'U': return Digits((year_day + 6 - weekday) / 7, 2, flag);
-    case 'w': return fmt::format("{}", weekday);
-    case 'W': return Digits((year_day + 6 - (weekday + 6) % 7) / 7, 2, flag);
-    case 'y': return Digits(c.year() % 100, 2, flag);
-    case 'Y': return fmt::format("{}", c.year());
+    case 'X':
+      return Strftime("%H:%M:%S", time);
+    case 'u':
+      return fmt::format("{}", weekday == 0 ? 7 : weekday);
+    case 'U':
+      return Digits((year_day + 6 - weekday) / 7, 2, flag);
+    case 'V':
+      return Digits((absl::GetYearDay(thursday) - 1) / 7 + 1, 2, flag);
+    case 'w':
+      return fmt::format("{}", weekday);
+    case 'W':
+      return Digits((year_day + 6 - (weekday + 6) % 7) / 7, 2, flag);
+    case 'y':
+      return Digits(c.year() % 100, 2, flag);
+    case 'Y':
+      return fmt::format("{}", c.year());
     // datetime.now() knows no zone.
     case 'z':
-    case 'Z': return "";
-    case '%': return "%";
-    default: return flag == '\0' ? std::string{'%', directive} : std::string{'%', flag, directive};
+    case 'Z':
+      return "";
+    case '%':
+      return "%";
+    default:
+      return flag == '\0' ? std::string{'%', directive} : std::string{'%', flag, directive};
   }
 }
 
@@ -329,8 +370,7 @@ absl::StatusOr<std::string> PercentFormat(Interpreter& in, std::string_view form
       for (const auto& [key, named] : args.named) {
         if (key == name) value = named;
       }
-      if (!value.has_value() && args.positional.size() == 1 &&
-          args.positional[0].is(Kind::kDict)) {
+      if (!value.has_value() && args.positional.size() == 1 && args.positional[0].is(Kind::kDict)) {
         if (const Value* found = args.positional[0].as<Dict>().Find(name)) value = *found;
       }
       if (!value.has_value()) return Error(fmt::format("the format needs a value for '{}'", name));
@@ -388,8 +428,7 @@ absl::StatusOr<std::string> PercentFormat(Interpreter& in, std::string_view form
     } else if (type == 'c' && value->is(Kind::kString) && value->as<String>().length == 1) {
       spec.type = 's';
     } else if (!value->numeric()) {
-      return Error(fmt::format("%{} format: a number is required, not {}", type,
-                               TypeName(*value)));
+      return Error(fmt::format("%{} format: a number is required, not {}", type, TypeName(*value)));
     }
     ASSIGN_OR_RETURN(const std::string text, Apply(in.heap(), *value, spec));
     RETURN_IF_ERROR(in.heap().Room(out.size() + text.size()));
@@ -402,8 +441,7 @@ absl::StatusOr<std::string> PercentFormat(Interpreter& in, std::string_view form
   return out;
 }
 
-absl::StatusOr<std::string> StrFormat(Interpreter& in, std::string_view format,
-                                      const Args& args) {
+absl::StatusOr<std::string> StrFormat(Interpreter& in, std::string_view format, const Args& args) {
   std::string out;
   FieldReader reader(in, args);
   for (size_t at = 0; at < format.size();) {

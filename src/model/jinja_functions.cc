@@ -85,7 +85,8 @@ Result MakeRange(Interpreter& in, const Value&, Args& args) {
   }
   auto* range = in.heap().New<Range>();
   range->start = start;
-  range->step = size > 1 ? step : 1;
+  range->stop = bound.passed(1) ? second : first;
+  range->step = step;
   range->size = static_cast<int64_t>(size);
   return Value(Kind::kRange, range);
 }

@@ -8,14 +8,6 @@
 #include "model/jinja_print.h"
 
 namespace antiphon::model::jinja {
-namespace {
-
-// The interpreter's own recursion, per level of macro calls: a macro's body, its loops and
-// conditions and the expressions in them. Bounds the stack at about a kilobyte a level.
-constexpr int kFramesPerCall = 16;
-
-}  // namespace
-
 void Scope::Clear() {
   parent = Ref<Scope>();
   variables.clear();
@@ -81,9 +73,8 @@ absl::StatusOr<std::string> Interpreter::Run(const JsonObject& context) {
 absl::Status Interpreter::WithLine(absl::Status status) const {
   if (raised_ || error_line_ == 0) return status;
   const absl::string_view message = status.message();
-  return absl::Status(status.code(),
-                      fmt::format("line {}: {}", error_line_,
-                                  std::string_view(message.data(), message.size())));
+  return absl::Status(status.code(), fmt::format("line {}: {}", error_line_,
+                                                 std::string_view(message.data(), message.size())));
 }
 
 absl::Status Interpreter::Raise(std::string message) {
@@ -95,11 +86,16 @@ Result Interpreter::Import(const Json& json, int depth) {
   if (depth > kDataDepthMax) return Error("the context is nested too deeply");
   if (!heap_.Spend(1)) return heap_.Check();
   switch (json.kind()) {
-    case boost::json::kind::null: return Value::None();
-    case boost::json::kind::bool_: return Value::Bool(*json.if_bool());
-    case boost::json::kind::int64: return Value::Integer(*json.if_int64());
-    case boost::json::kind::uint64: return Value::Integer(*json.if_uint64());
-    case boost::json::kind::double_: return Value::Float(*json.if_double());
+    case boost::json::kind::null:
+      return Value::None();
+    case boost::json::kind::bool_:
+      return Value::Bool(*json.if_bool());
+    case boost::json::kind::int64:
+      return Value::Integer(*json.if_int64());
+    case boost::json::kind::uint64:
+      return Value::Integer(*json.if_uint64());
+    case boost::json::kind::double_:
+      return Value::Float(*json.if_double());
     case boost::json::kind::string: {
       const boost::json::string& text = *json.if_string();
       return heap_.Str(std::string_view(text.data(), text.size()));
@@ -168,7 +164,8 @@ Interpreter::FlowOr Interpreter::ExecuteOne(const Stmt& stmt, const ScopeRef& sc
       RETURN_IF_ERROR(Emit(value));
       return Flow::kNext;
     }
-    case Stmt::Kind::kIf: return ExecuteIf(stmt, scope);
+    case Stmt::Kind::kIf:
+      return ExecuteIf(stmt, scope);
     case Stmt::Kind::kFor: {
       ASSIGN_OR_RETURN(const Value iterable, Evaluate(*stmt.value, scope));
       return RunLoop(stmt, iterable, scope, 0);
@@ -178,7 +175,8 @@ Interpreter::FlowOr Interpreter::ExecuteOne(const Stmt& stmt, const ScopeRef& sc
       RETURN_IF_ERROR(Assign(*stmt.target, std::move(value), scope));
       return Flow::kNext;
     }
-    case Stmt::Kind::kSetBlock: return ExecuteSetBlock(stmt, scope);
+    case Stmt::Kind::kSetBlock:
+      return ExecuteSetBlock(stmt, scope);
     case Stmt::Kind::kMacro:
       scope->Set(stmt.target->name, MakeMacro(*stmt.macro, scope));
       return Flow::kNext;
@@ -191,15 +189,19 @@ Interpreter::FlowOr Interpreter::ExecuteOne(const Stmt& stmt, const ScopeRef& sc
       RETURN_IF_ERROR(Emit(value));
       return Flow::kNext;
     }
-    case Stmt::Kind::kScope: return Run(stmt.body, Inner(scope));
-    case Stmt::Kind::kWith: return ExecuteWith(stmt, scope);
+    case Stmt::Kind::kScope:
+      return Run(stmt.body, Inner(scope));
+    case Stmt::Kind::kWith:
+      return ExecuteWith(stmt, scope);
     case Stmt::Kind::kDo: {
       const Result ignored = Evaluate(*stmt.value, scope);
       if (!ignored.ok()) return ignored.status();
       return Flow::kNext;
     }
-    case Stmt::Kind::kBreak: return Flow::kBreak;
-    case Stmt::Kind::kContinue: return Flow::kContinue;
+    case Stmt::Kind::kBreak:
+      return Flow::kBreak;
+    case Stmt::Kind::kContinue:
+      return Flow::kContinue;
   }
   return Flow::kNext;
 }
@@ -319,8 +321,8 @@ absl::Status Interpreter::Assign(const Expr& target, Value value, const ScopeRef
   }
   ASSIGN_OR_RETURN(std::vector<Value> items, Items(heap_, value));
   if (items.size() != target.items.size()) {
-    return Error(fmt::format("expected {} values to unpack, got {}", target.items.size(),
-                             items.size()));
+    return Error(
+        fmt::format("expected {} values to unpack, got {}", target.items.size(), items.size()));
   }
   for (size_t i = 0; i < items.size(); ++i) {
     RETURN_IF_ERROR(Assign(*target.items[i], std::move(items[i]), scope));
@@ -350,9 +352,9 @@ Result Interpreter::CallMacro(const Macro& macro, Args& args) {
   const ScopeRef scope = Inner(macro.scope);
   size_t used = 0;
   for (const Parameter& parameter : body.parameters) {
-    const auto named =
-        std::find_if(args.named.begin(), args.named.end(),
-                     [&](const auto& entry) { return entry.first == parameter.text; });
+    const auto named = std::find_if(args.named.begin(), args.named.end(), [&](const auto& entry) {
+      return entry.first == parameter.text;
+    });
     if (used < args.positional.size()) {
       scope->Set(parameter.name, std::move(args.positional[used++]));
     } else if (named != args.named.end()) {
@@ -362,8 +364,8 @@ Result Interpreter::CallMacro(const Macro& macro, Args& args) {
       ASSIGN_OR_RETURN(Value value, Evaluate(*parameter.fallback, scope));
       scope->Set(parameter.name, std::move(value));
     } else {
-      scope->Set(parameter.name, heap_.Undefined(fmt::format("parameter '{}' was not provided",
-                                                             parameter.text)));
+      scope->Set(parameter.name,
+                 heap_.Undefined(fmt::format("parameter '{}' was not provided", parameter.text)));
     }
   }
   if (body.uses_varargs) {
@@ -373,9 +375,10 @@ Result Interpreter::CallMacro(const Macro& macro, Args& args) {
     return Error(fmt::format("macro '{}' takes not more than {} argument(s)", body.name,
                              body.parameters.size()));
   }
-  if (body.uses_caller && scope->variables.end() ==
-                              std::find_if(scope->variables.begin(), scope->variables.end(),
-                                           [&](const auto& v) { return v.first == caller_name_; })) {
+  if (body.uses_caller &&
+      scope->variables.end() ==
+          std::find_if(scope->variables.begin(), scope->variables.end(),
+                       [&](const auto& v) { return v.first == caller_name_; })) {
     const auto caller = std::find_if(args.named.begin(), args.named.end(),
                                      [](const auto& entry) { return entry.first == "caller"; });
     if (caller != args.named.end()) {
@@ -392,8 +395,8 @@ Result Interpreter::CallMacro(const Macro& macro, Args& args) {
     }
     scope->Set(kwargs_name_, kwargs);
   } else if (!args.named.empty()) {
-    return Error(fmt::format("macro '{}' takes no keyword argument '{}'", body.name,
-                             args.named[0].first));
+    return Error(
+        fmt::format("macro '{}' takes no keyword argument '{}'", body.name, args.named[0].first));
   }
   if (calls_ >= limits_.depth) {
     return absl::ResourceExhaustedError(

@@ -18,6 +18,11 @@
 
 namespace antiphon::model::jinja {
 
+// The interpreter's own recursion for each level of macro calls that the limits allow: a macro's
+// body, its loops and conditions and the expressions in them. So a rendering needs about
+// limits.depth * kFramesPerCall kilobytes of stack.
+inline constexpr int kFramesPerCall = 16;
+
 // The variables of a macro, loop iteration or block; names are searched outwards.
 struct Scope : Object {
   using Object::Object;
@@ -126,11 +131,11 @@ class Interpreter {
   NameId caller_name_ = -1;
   NameId varargs_name_ = -1;
   NameId kwargs_name_ = -1;
-  std::string* out_ = nullptr;   // where statements write
-  size_t pending_bytes_ = 0;     // in all outputs that are being written
-  int calls_ = 0;                // macros and recursive loops that run
-  int depth_ = 0;                // of the interpreter's own recursion
-  int error_line_ = 0;           // of the innermost node that failed
+  std::string* out_ = nullptr;  // where statements write
+  size_t pending_bytes_ = 0;    // in all outputs that are being written
+  int calls_ = 0;               // macros and recursive loops that run
+  int depth_ = 0;               // of the interpreter's own recursion
+  int error_line_ = 0;          // of the innermost node that failed
   bool raised_ = false;
 };
 

@@ -49,9 +49,9 @@ class Lexer {
   bool Next(std::string_view text) const { return source_.substr(at_).starts_with(text); }
 
   void Advance(size_t bytes) {
-    line_ += static_cast<int>(
-        std::count(source_.begin() + static_cast<ptrdiff_t>(at_),
-                   source_.begin() + static_cast<ptrdiff_t>(at_ + bytes), '\n'));
+    line_ +=
+        static_cast<int>(std::count(source_.begin() + static_cast<ptrdiff_t>(at_),
+                                    source_.begin() + static_cast<ptrdiff_t>(at_ + bytes), '\n'));
     at_ += bytes;
   }
 
@@ -245,8 +245,8 @@ class Lexer {
   // Digits with single underscores between them, from `at`.
   size_t DigitsEnd(size_t at) const {
     while (at < source_.size() &&
-           (AsciiDigit(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() &&
-                                        AsciiDigit(source_[at + 1]))))
+           (AsciiDigit(source_[at]) ||
+            (source_[at] == '_' && at + 1 < source_.size() && AsciiDigit(source_[at + 1]))))
       ++at;
     return at;
   }
@@ -291,9 +291,9 @@ class Lexer {
     for (; end < source_.size(); ++end) {
       const char c = source_[end];
       if (c == '_') continue;
-      const int digit = AsciiDigit(c) ? c - '0'
+      const int digit = AsciiDigit(c)                            ? c - '0'
                         : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10
-                                                                  : 99;
+                                                                 : 99;
       if (digit >= base) break;
       ++digits;
       RETURN_IF_ERROR(AppendDigit(digit, base, &token.integer));

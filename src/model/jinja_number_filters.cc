@@ -31,7 +31,7 @@ bool ReadInteger(std::string_view text, int base, Int* out) {
   for (char c : text) {
     if (c == '_') continue;
     const char lower = static_cast<char>(c | 0x20);
-    const int digit = c >= '0' && c <= '9' ? c - '0'
+    const int digit = c >= '0' && c <= '9'           ? c - '0'
                       : lower >= 'a' && lower <= 'z' ? lower - 'a' + 10
                                                      : 99;
     if (digit >= base || __builtin_mul_overflow(value, Int{base}, &value) ||

@@ -43,30 +43,41 @@ absl::StatusOr<bool> EqualDicts(Heap& heap, const Dict& a, const Dict& b, int de
 absl::Status Unsupported(std::string_view symbol, const Value& a, const Value& b) {
   if (a.is(Kind::kUndefined)) return UndefinedError(a);
   if (b.is(Kind::kUndefined)) return UndefinedError(b);
-  return Error(fmt::format("unsupported operand type(s) for {}: '{}' and '{}'", symbol,
-                           TypeName(a), TypeName(b)));
+  return Error(fmt::format("unsupported operand type(s) for {}: '{}' and '{}'", symbol, TypeName(a),
+                           TypeName(b)));
 }
 
 absl::Status Overflow() { return Error("integer result beyond 128 bits"); }
 
 std::string_view Symbol(Operator op) {
   switch (op) {
-    case Operator::kAdd: return "+";
-    case Operator::kSubtract: return "-";
-    case Operator::kMultiply: return "*";
-    case Operator::kDivide: return "/";
-    case Operator::kFloorDivide: return "//";
-    case Operator::kModulo: return "%";
-    case Operator::kPower: return "**";
-    default: return "?";
+    case Operator::kAdd:
+      return "+";
+    case Operator::kSubtract:
+      return "-";
+    case Operator::kMultiply:
+      return "*";
+    case Operator::kDivide:
+      return "/";
+    case Operator::kFloorDivide:
+      return "//";
+    case Operator::kModulo:
+      return "%";
+    case Operator::kPower:
+      return "**";
+    default:
+      return "?";
   }
 }
 
 Result FloatArithmetic(Operator op, double a, double b) {
   switch (op) {
-    case Operator::kAdd: return Value::Float(a + b);
-    case Operator::kSubtract: return Value::Float(a - b);
-    case Operator::kMultiply: return Value::Float(a * b);
+    case Operator::kAdd:
+      return Value::Float(a + b);
+    case Operator::kSubtract:
+      return Value::Float(a - b);
+    case Operator::kMultiply:
+      return Value::Float(a * b);
     case Operator::kPower: {
       if (a == 0 && b < 0) return Error("0.0 cannot be raised to a negative power");
       const double power = std::pow(a, b);
@@ -78,7 +89,8 @@ Result FloatArithmetic(Operator op, double a, double b) {
       }
       return Value::Float(power);
     }
-    default: break;
+    default:
+      break;
   }
   if (b == 0) return Error(op == Operator::kModulo ? "modulo by zero" : "division by zero");
   if (op == Operator::kDivide) return Value::Float(a / b);
@@ -119,7 +131,8 @@ Result IntArithmetic(Operator op, Int a, Int b) {
       return FloatArithmetic(op, static_cast<double>(a), static_cast<double>(b));
     case Operator::kDivide:
       return FloatArithmetic(op, static_cast<double>(a), static_cast<double>(b));
-    default: break;
+    default:
+      break;
   }
   if (b == 0) {
     return Error(op == Operator::kModulo ? "integer modulo by zero" : "integer division by zero");
@@ -176,16 +189,12 @@ struct SliceBounds {
 
 absl::StatusOr<SliceBounds> Bounds(int64_t length, const Value& start, const Value& stop,
                                    const Value& step) {
-  const auto bound = [](const Value& value, int64_t fallback) -> absl::StatusOr<Int> {
+  const auto bound = [](const Value& value, int64_t fallback) -> Int {
     if (value.is(Kind::kNone)) return Int{fallback};
-    if (value.is(Kind::kUndefined)) return UndefinedError(value);
-    if (!value.integral()) {
-      return Error("slice indices must be integers or None or have an __index__ method");
-    }
-    return value.integer();
+    return value.integral() ? value.integer() : Int{fallback};
   };
   constexpr Int kFar = std::numeric_limits<int64_t>::max() / 4;
-  ASSIGN_OR_RETURN(Int by, bound(step, 1));
+  Int by = bound(step, 1);
   if (by == 0) return Error("slice step cannot be zero");
   by = std::clamp<Int>(by, -kFar, kFar);
   const auto clip = [&](Int at) -> int64_t {
@@ -197,14 +206,8 @@ absl::StatusOr<SliceBounds> Bounds(int64_t length, const Value& start, const Val
   };
   int64_t from = by < 0 ? length - 1 : 0;
   int64_t to = by < 0 ? -1 : length;
-  if (!start.is(Kind::kNone)) {
-    ASSIGN_OR_RETURN(const Int at, bound(start, 0));
-    from = clip(at);
-  }
-  if (!stop.is(Kind::kNone)) {
-    ASSIGN_OR_RETURN(const Int at, bound(stop, 0));
-    to = clip(at);
-  }
+  if (start.integral()) from = clip(start.integer());
+  if (stop.integral()) to = clip(stop.integer());
   const auto stride = static_cast<int64_t>(by);
   int64_t count = 0;
   if (stride > 0 && from < to) count = (to - from - 1) / stride + 1;
@@ -220,9 +223,7 @@ std::optional<size_t> Index(Int index, size_t size) {
 
 }  // namespace
 
-absl::Status Error(std::string message) {
-  return absl::InvalidArgumentError(std::move(message));
-}
+absl::Status Error(std::string message) { return absl::InvalidArgumentError(std::move(message)); }
 
 absl::Status UndefinedError(const Value& undefined) {
   if (undefined.object() == nullptr) return Error("an undefined value is used");
@@ -232,18 +233,27 @@ absl::Status UndefinedError(const Value& undefined) {
 bool Truthy(const Value& value) {
   switch (value.kind()) {
     case Kind::kUndefined:
-    case Kind::kNone: return false;
-    case Kind::kBool: return value.boolean();
-    case Kind::kInt: return value.integer() != 0;
-    case Kind::kFloat: return value.real() != 0;
-    case Kind::kString: return !value.text().empty();
+    case Kind::kNone:
+      return false;
+    case Kind::kBool:
+      return value.boolean();
+    case Kind::kInt:
+      return value.integer() != 0;
+    case Kind::kFloat:
+      return value.real() != 0;
+    case Kind::kString:
+      return !value.text().empty();
     case Kind::kList:
-    case Kind::kTuple: return !value.as<Sequence>().items.empty();
-    case Kind::kDict: return value.as<Dict>().size() != 0;
-    case Kind::kRange: return value.as<Range>().size != 0;
+    case Kind::kTuple:
+      return !value.as<Sequence>().items.empty();
+    case Kind::kDict:
+      return value.as<Dict>().size() != 0;
+    case Kind::kRange:
+      return value.as<Range>().size != 0;
     case Kind::kIterator:
       return !value.as<Iterator>().is_view || !value.as<Iterator>().items.empty();
-    default: return true;
+    default:
+      return true;
   }
 }
 
@@ -259,15 +269,18 @@ absl::StatusOr<bool> Equal(Heap& heap, const Value& a, const Value& b, int depth
       if (!heap.SpendText(std::min(a.text().size(), b.text().size()))) return heap.Check();
       return a.text() == b.text();
     case Kind::kList:
-    case Kind::kTuple: return EqualItems(heap, a.as<Sequence>(), b.as<Sequence>(), depth);
-    case Kind::kDict: return EqualDicts(heap, a.as<Dict>(), b.as<Dict>(), depth);
+    case Kind::kTuple:
+      return EqualItems(heap, a.as<Sequence>(), b.as<Sequence>(), depth);
+    case Kind::kDict:
+      return EqualDicts(heap, a.as<Dict>(), b.as<Dict>(), depth);
     case Kind::kRange: {
       const Range& left = a.as<Range>();
       const Range& right = b.as<Range>();
       return left.size == right.size && (left.size == 0 || left.start == right.start) &&
              (left.size < 2 || left.step == right.step);
     }
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -300,8 +313,8 @@ absl::StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& i
   switch (container.kind()) {
     case Kind::kString:
       if (!item.is(Kind::kString)) {
-        return Error(fmt::format("'in <string>' requires string as left operand, not {}",
-                                 TypeName(item)));
+        return Error(
+            fmt::format("'in <string>' requires string as left operand, not {}", TypeName(item)));
       }
       if (!heap.SpendText(container.text().size())) return heap.Check();
       return Find(container.text(), item.text()) != std::string_view::npos;
@@ -315,12 +328,13 @@ absl::StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& i
           (item.real() != std::floor(item.real()) || std::fabs(item.real()) > 1e18)) {
         return false;
       }
-      const Int offset = (item.integral() ? item.integer() : static_cast<Int>(item.real())) -
-                         range.start;
+      const Int offset =
+          (item.integral() ? item.integer() : static_cast<Int>(item.real())) - range.start;
       return offset % range.step == 0 && offset / range.step >= 0 &&
              offset / range.step < range.size;
     }
-    default: break;
+    default:
+      break;
   }
   if (!IsIterable(container)) {
     return Error(fmt::format("argument of type '{}' is not iterable", TypeName(container)));
@@ -341,8 +355,10 @@ bool IsIterable(const Value& value) {
     case Kind::kTuple:
     case Kind::kDict:
     case Kind::kRange:
-    case Kind::kIterator: return true;
-    default: return false;
+    case Kind::kIterator:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -354,7 +370,8 @@ absl::StatusOr<std::vector<Value>> Items(Heap& heap, const Value& iterable) {
   }
   std::vector<Value> out;
   switch (iterable.kind()) {
-    case Kind::kUndefined: return out;
+    case Kind::kUndefined:
+      return out;
     case Kind::kString: {
       std::string_view rest = iterable.text();
       RETURN_IF_ERROR(heap.Room(iterable.as<String>().length * (sizeof(String) + sizeof(Value))));
@@ -366,7 +383,8 @@ absl::StatusOr<std::vector<Value>> Items(Heap& heap, const Value& iterable) {
       return out;
     }
     case Kind::kList:
-    case Kind::kTuple: return iterable.as<Sequence>().items;
+    case Kind::kTuple:
+      return iterable.as<Sequence>().items;
     case Kind::kDict:
       for (const auto& [key, value] : iterable.as<Dict>().entries) out.push_back(key);
       return out;
@@ -384,22 +402,29 @@ absl::StatusOr<std::vector<Value>> Items(Heap& heap, const Value& iterable) {
       out.assign(iterator.items.begin() + static_cast<ptrdiff_t>(from), iterator.items.end());
       return out;
     }
-    default: return Error(fmt::format("'{}' object is not iterable", TypeName(iterable)));
+    default:
+      return Error(fmt::format("'{}' object is not iterable", TypeName(iterable)));
   }
 }
 
 std::optional<Int> Length(const Value& value) {
   switch (value.kind()) {
-    case Kind::kUndefined: return 0;
-    case Kind::kString: return value.as<String>().length;
+    case Kind::kUndefined:
+      return 0;
+    case Kind::kString:
+      return value.as<String>().length;
     case Kind::kList:
-    case Kind::kTuple: return value.as<Sequence>().items.size();
-    case Kind::kDict: return value.as<Dict>().size();
-    case Kind::kRange: return value.as<Range>().size;
+    case Kind::kTuple:
+      return value.as<Sequence>().items.size();
+    case Kind::kDict:
+      return value.as<Dict>().size();
+    case Kind::kRange:
+      return value.as<Range>().size;
     case Kind::kIterator:
       if (!value.as<Iterator>().is_view) return std::nullopt;
       return value.as<Iterator>().items.size();
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -444,7 +469,8 @@ Result Negate(const Value& value) {
 
 Result Subscript(Heap& heap, const Value& value, const Value& key) {
   switch (value.kind()) {
-    case Kind::kUndefined: return UndefinedError(value);
+    case Kind::kUndefined:
+      return UndefinedError(value);
     case Kind::kDict: {
       if (!Hashable(key)) break;
       const Value* found = value.as<Dict>().Find(key);
@@ -478,16 +504,17 @@ Result Subscript(Heap& heap, const Value& value, const Value& key) {
       }
       break;
     }
-    default: break;
+    default:
+      break;
   }
   if (key.is(Kind::kString)) {
     return heap.Undefined(fmt::format("'{} object' has no attribute {}", TypeName(value),
                                       Quoted(key.text().substr(0, 100))));
   }
   if (key.numeric()) {
-    return heap.Undefined(fmt::format("{} object has no element {}", TypeName(value),
-                                      key.integral() ? fmt::format("{}", key.integer())
-                                                     : FloatText(key.real())));
+    return heap.Undefined(
+        fmt::format("{} object has no element {}", TypeName(value),
+                    key.integral() ? fmt::format("{}", key.integer()) : FloatText(key.real())));
   }
   return heap.Undefined(
       fmt::format("{} object has no element of type {}", TypeName(value), TypeName(key)));
@@ -496,10 +523,10 @@ Result Subscript(Heap& heap, const Value& value, const Value& key) {
 Result SliceOf(Heap& heap, const Value& value, const Value& start, const Value& stop,
                const Value& step) {
   if (value.is(Kind::kUndefined)) return UndefinedError(value);
-  const bool sliceable =
-      value.is(Kind::kString) || value.is(Kind::kRange) || IsSequence(value);
-  if (!sliceable) {
-    return heap.Undefined(fmt::format("'{}' object cannot be sliced", TypeName(value)));
+  const bool sliceable = value.is(Kind::kString) || value.is(Kind::kRange) || IsSequence(value);
+  const auto bad_bound = [](const Value& v) { return !v.integral() && !v.is(Kind::kNone); };
+  if (!sliceable || bad_bound(start) || bad_bound(stop) || bad_bound(step)) {
+    return heap.Undefined(fmt::format("'{}' object cannot be sliced so", TypeName(value)));
   }
   const auto length = static_cast<int64_t>(*Length(value));
   ASSIGN_OR_RETURN(const SliceBounds bounds, Bounds(length, start, stop, step));
@@ -531,6 +558,7 @@ Result SliceOf(Heap& heap, const Value& value, const Value& start, const Value& 
     out->start = range.start + bounds.start * range.step;
     out->step = bounds.count > 1 ? range.step * bounds.step : 1;
     out->size = bounds.count;
+    out->stop = out->start + out->size * out->step;
     return Value(Kind::kRange, out);
   }
   const std::vector<Value>& items = value.as<Sequence>().items;

@@ -12,17 +12,26 @@ namespace {
 
 std::string Describe(const Token& token) {
   switch (token.kind) {
-    case Token::Kind::kData: return "text";
-    case Token::Kind::kVariableBegin: return "'{{'";
-    case Token::Kind::kVariableEnd: return "'}}'";
-    case Token::Kind::kBlockBegin: return "'{%'";
-    case Token::Kind::kBlockEnd: return "'%}'";
-    case Token::Kind::kEnd: return "end of template";
-    case Token::Kind::kString: return "a string";
+    case Token::Kind::kData:
+      return "text";
+    case Token::Kind::kVariableBegin:
+      return "'{{'";
+    case Token::Kind::kVariableEnd:
+      return "'}}'";
+    case Token::Kind::kBlockBegin:
+      return "'{%'";
+    case Token::Kind::kBlockEnd:
+      return "'%}'";
+    case Token::Kind::kEnd:
+      return "end of template";
+    case Token::Kind::kString:
+      return "a string";
     case Token::Kind::kInteger:
-    case Token::Kind::kFloat: return "a number";
+    case Token::Kind::kFloat:
+      return "a number";
     case Token::Kind::kName:
-    case Token::Kind::kOperator: return fmt::format("'{}'", token.text);
+    case Token::Kind::kOperator:
+      return fmt::format("'{}'", token.text);
   }
   return "token";
 }
@@ -186,6 +195,7 @@ Parser::StmtOr Parser::ParseIf(int line) {
 Parser::StmtOr Parser::ParseFor(int line) {
   auto out = NewStmt(Stmt::Kind::kFor, line);
   ASSIGN_OR_RETURN(out->target, ParseTarget({.end_name = "in"}));
+  if (Names(*out->target, "loop")) return SyntaxError(line, "cannot assign to 'loop'");
   if (!SkipName("in")) return Unexpected("'in'");
   ASSIGN_OR_RETURN(out->value, ParseTuple({.conditional = false, .end_name = "recursive"}));
   if (SkipName("if")) {
@@ -235,18 +245,26 @@ Parser::ExprOr Parser::ParseTarget(TupleRules rules) {
   return target;
 }
 
+bool Parser::Names(const Expr& target, std::string_view name) const {
+  if (target.kind == Expr::Kind::kName) {
+    return template_->names[static_cast<size_t>(target.name)] == name;
+  }
+  return std::any_of(target.items.begin(), target.items.end(),
+                     [&](const ExprPtr& item) { return Names(*item, name); });
+}
+
 absl::Status Parser::CheckTarget(const Expr& target) const {
   switch (target.kind) {
-    case Expr::Kind::kNamespaceAttribute: return absl::OkStatus();
-    case Expr::Kind::kName: {
-      if (template_->names[static_cast<size_t>(target.name)] != "loop") return absl::OkStatus();
-      return SyntaxError(target.line, "cannot assign to 'loop'");
-    }
+    case Expr::Kind::kNamespaceAttribute:
+      return absl::OkStatus();
+    case Expr::Kind::kName:
+      return absl::OkStatus();
     case Expr::Kind::kTuple: {
       for (const ExprPtr& item : target.items) RETURN_IF_ERROR(CheckTarget(*item));
       return absl::OkStatus();
     }
-    default: return SyntaxError(target.line, "cannot assign to this expression");
+    default:
+      return SyntaxError(target.line, "cannot assign to this expression");
   }
 }
 
@@ -261,7 +279,8 @@ absl::Status Parser::ParseSignature(MacroBody* macro) {
       ASSIGN_OR_RETURN(parameter.fallback, ParseExpression());
     } else if (!macro->parameters.empty() && macro->parameters.back().fallback != nullptr) {
       return SyntaxError(Current().line, fmt::format("parameter '{}' without a default follows one "
-                                                     "with a default", parameter.text));
+                                                     "with a default",
+                                                     parameter.text));
     }
     macro->parameters.push_back(std::move(parameter));
   }

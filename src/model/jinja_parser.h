@@ -33,8 +33,8 @@ class Parser {
 
   // What a tuple may look like where it stands.
   struct TupleRules {
-    bool targets_only = false;     // names, attributes and tuples of them
-    bool conditional = true;       // `a if b else c` allowed at the top
+    bool targets_only = false;  // names, attributes and tuples of them
+    bool conditional = true;    // `a if b else c` allowed at the top
     bool explicit_parentheses = false;
     bool namespace_targets = false;
     std::string_view end_name = "";  // a name that ends it
@@ -54,6 +54,7 @@ class Parser {
   absl::Status ParseMacroBody(std::string_view end, MacroBody* macro);
   ExprOr ParseTarget(TupleRules rules);
   absl::Status CheckTarget(const Expr& target) const;
+  bool Names(const Expr& target, std::string_view name) const;
   absl::Status ExpectBlockEnd();
 
   // jinja_parser_expressions.cc.

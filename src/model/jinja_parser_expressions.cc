@@ -98,8 +98,8 @@ Parser::ExprOr Parser::ParseNot() {
 
 Parser::ExprOr Parser::ParseCompare() {
   static constexpr std::pair<std::string_view, Operator> kOperators[] = {
-      {"==", Operator::kEqual}, {"!=", Operator::kNotEqual},    {"<", Operator::kLess},
-      {"<=", Operator::kLessEqual}, {">", Operator::kGreater}, {">=", Operator::kGreaterEqual}};
+      {"==", Operator::kEqual},     {"!=", Operator::kNotEqual}, {"<", Operator::kLess},
+      {"<=", Operator::kLessEqual}, {">", Operator::kGreater},   {">=", Operator::kGreaterEqual}};
   ASSIGN_OR_RETURN(ExprPtr first, ParseSum());
   ExprPtr out;
   for (;;) {
@@ -246,7 +246,8 @@ Parser::ExprOr Parser::ParsePrimary() {
       if (token.text == "{") return ParseDict();
       break;
     }
-    default: break;
+    default:
+      break;
   }
   return Unexpected("an expression");
 }

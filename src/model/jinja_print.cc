@@ -17,8 +17,7 @@ absl::Status CheckGrowth(Heap& heap, const std::string& out, int depth) {
   return heap.Room(out.size());
 }
 
-absl::Status AppendItems(Heap& heap, const std::vector<Value>& items, std::string* out,
-                         int depth) {
+absl::Status AppendItems(Heap& heap, const std::vector<Value>& items, std::string* out, int depth) {
   bool first = true;
   for (const Value& item : items) {
     if (!first) out->append(", ");
@@ -43,9 +42,8 @@ absl::Status AppendDict(Heap& heap, const Dict& dict, std::string* out, int dept
 }
 
 std::string RangeText(const Range& range) {
-  const int64_t stop = range.start + range.size * range.step;
-  if (range.step == 1) return fmt::format("range({}, {})", range.start, stop);
-  return fmt::format("range({}, {}, {})", range.start, stop, range.step);
+  if (range.step == 1) return fmt::format("range({}, {})", range.start, range.stop);
+  return fmt::format("range({}, {}, {})", range.start, range.stop, range.step);
 }
 
 class JsonWriter {
@@ -55,14 +53,25 @@ class JsonWriter {
   absl::Status Write(const Value& value, int depth) {
     RETURN_IF_ERROR(CheckGrowth(heap_, out_, depth));
     switch (value.kind()) {
-      case Kind::kNone: out_ += "null"; return absl::OkStatus();
-      case Kind::kBool: out_ += value.boolean() ? "true" : "false"; return absl::OkStatus();
-      case Kind::kInt: out_ += fmt::format("{}", value.integer()); return absl::OkStatus();
-      case Kind::kFloat: out_ += FloatJson(value.real()); return absl::OkStatus();
-      case Kind::kString: return String(value.text());
+      case Kind::kNone:
+        out_ += "null";
+        return absl::OkStatus();
+      case Kind::kBool:
+        out_ += value.boolean() ? "true" : "false";
+        return absl::OkStatus();
+      case Kind::kInt:
+        out_ += fmt::format("{}", value.integer());
+        return absl::OkStatus();
+      case Kind::kFloat:
+        out_ += FloatJson(value.real());
+        return absl::OkStatus();
+      case Kind::kString:
+        return String(value.text());
       case Kind::kList:
-      case Kind::kTuple: return List(value.as<Sequence>().items, depth);
-      case Kind::kDict: return Object(value.as<Dict>(), depth);
+      case Kind::kTuple:
+        return List(value.as<Sequence>().items, depth);
+      case Kind::kDict:
+        return Object(value.as<Dict>(), depth);
       default:
         return Error(fmt::format("Object of type {} is not JSON serializable", TypeName(value)));
     }
@@ -78,7 +87,7 @@ class JsonWriter {
   }
 
   absl::Status String(std::string_view text) {
-    if (!heap_.SpendText(text.size())) return heap_.Check();
+    if (!heap_.SpendText(text.size() * 4)) return heap_.Check();
     RETURN_IF_ERROR(heap_.Room(out_.size() + text.size()));
     out_ += '"';
     while (!text.empty()) {
@@ -92,16 +101,31 @@ class JsonWriter {
 
   void Character(uint32_t c, std::string_view bytes) {
     switch (c) {
-      case '"': out_ += "\\\""; return;
-      case '\\': out_ += "\\\\"; return;
-      case '\n': out_ += "\\n"; return;
-      case '\r': out_ += "\\r"; return;
-      case '\t': out_ += "\\t"; return;
-      case '\b': out_ += "\\b"; return;
-      case '\f': out_ += "\\f"; return;
-      default: break;
+      case '"':
+        out_ += "\\\"";
+        return;
+      case '\\':
+        out_ += "\\\\";
+        return;
+      case '\n':
+        out_ += "\\n";
+        return;
+      case '\r':
+        out_ += "\\r";
+        return;
+      case '\t':
+        out_ += "\\t";
+        return;
+      case '\b':
+        out_ += "\\b";
+        return;
+      case '\f':
+        out_ += "\\f";
+        return;
+      default:
+        break;
     }
-    if (c >= 0x20 && (c < 0x80 || !style_.ensure_ascii)) {
+    if (c >= 0x20 && (c < 0x7f || !style_.ensure_ascii)) {
       out_ += bytes;
     } else if (c < 0x10000) {
       out_ += fmt::format("\\u{:04x}", c);
@@ -141,14 +165,19 @@ class JsonWriter {
 
   absl::StatusOr<std::string> Key(const Value& key) const {
     switch (key.kind()) {
-      case Kind::kString: return key.text();
-      case Kind::kNone: return "null";
-      case Kind::kBool: return key.boolean() ? "true" : "false";
-      case Kind::kInt: return fmt::format("{}", key.integer());
-      case Kind::kFloat: return FloatJson(key.real());
+      case Kind::kString:
+        return key.text();
+      case Kind::kNone:
+        return "null";
+      case Kind::kBool:
+        return key.boolean() ? "true" : "false";
+      case Kind::kInt:
+        return fmt::format("{}", key.integer());
+      case Kind::kFloat:
+        return FloatJson(key.real());
       default:
-        return Error(fmt::format("keys must be str, int, float, bool or None, not {}",
-                                 TypeName(key)));
+        return Error(
+            fmt::format("keys must be str, int, float, bool or None, not {}", TypeName(key)));
     }
   }
 
@@ -212,13 +241,23 @@ absl::StatusOr<std::string> ToStr(Heap& heap, const Value& value) {
 absl::Status AppendRepr(Heap& heap, const Value& value, std::string* out, int depth) {
   RETURN_IF_ERROR(CheckGrowth(heap, *out, depth));
   switch (value.kind()) {
-    case Kind::kUndefined: out->append("Undefined"); break;
-    case Kind::kNone: out->append("None"); break;
-    case Kind::kBool: out->append(value.boolean() ? "True" : "False"); break;
-    case Kind::kInt: out->append(fmt::format("{}", value.integer())); break;
-    case Kind::kFloat: out->append(FloatText(value.real())); break;
+    case Kind::kUndefined:
+      out->append("Undefined");
+      break;
+    case Kind::kNone:
+      out->append("None");
+      break;
+    case Kind::kBool:
+      out->append(value.boolean() ? "True" : "False");
+      break;
+    case Kind::kInt:
+      out->append(fmt::format("{}", value.integer()));
+      break;
+    case Kind::kFloat:
+      out->append(FloatText(value.real()));
+      break;
     case Kind::kString: {
-      if (!heap.SpendText(value.text().size())) return heap.Check();
+      if (!heap.SpendText(value.text().size() * 4)) return heap.Check();
       RETURN_IF_ERROR(heap.Room(out->size() + value.text().size()));
       const std::string quoted = Quoted(value.text());
       out->append(value.as<String>().markup ? fmt::format("Markup({})", quoted) : quoted);
@@ -234,13 +273,16 @@ absl::Status AppendRepr(Heap& heap, const Value& value, std::string* out, int de
       RETURN_IF_ERROR(AppendItems(heap, value.as<Sequence>().items, out, depth));
       out->append(value.as<Sequence>().items.size() == 1 ? ",)" : ")");
       break;
-    case Kind::kDict: return AppendDict(heap, value.as<Dict>(), out, depth);
+    case Kind::kDict:
+      return AppendDict(heap, value.as<Dict>(), out, depth);
     case Kind::kNamespace:
       out->append("<Namespace ");
       RETURN_IF_ERROR(AppendDict(heap, value.as<Dict>(), out, depth));
       out->push_back('>');
       break;
-    case Kind::kRange: out->append(RangeText(value.as<Range>())); break;
+    case Kind::kRange:
+      out->append(RangeText(value.as<Range>()));
+      break;
     case Kind::kIterator:
       if (value.as<Iterator>().is_view) {
         out->append("dict_view([");
@@ -250,7 +292,8 @@ absl::Status AppendRepr(Heap& heap, const Value& value, std::string* out, int de
         out->append("<generator object>");
       }
       break;
-    default: out->append(fmt::format("<{}>", TypeName(value)));
+    default:
+      out->append(fmt::format("<{}>", TypeName(value)));
   }
   return absl::OkStatus();
 }

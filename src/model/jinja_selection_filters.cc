@@ -236,8 +236,7 @@ Result FollowPath(Interpreter& in, const Value& item, const Value& path) {
       for (char c : part) index = index * 10 + (c - '0');
     }
     if (!in.heap().Spend(1)) return in.heap().Check();
-    ASSIGN_OR_RETURN(value,
-                     in.Item(value, number ? Value::Integer(index) : in.heap().Str(part)));
+    ASSIGN_OR_RETURN(value, in.Item(value, number ? Value::Integer(index) : in.heap().Str(part)));
     if (dot == std::string_view::npos) return value;
     rest.remove_prefix(dot + 1);
   }

@@ -103,8 +103,8 @@ Result ItemsFilter(Interpreter& in, const Value& self, Args&) {
 }
 
 Result DictSort(Interpreter& in, const Value& self, Args& args) {
-  ASSIGN_OR_RETURN(const Bound bound, Bound::Of("dictsort", args, {"case_sensitive", "by",
-                                                                    "reverse"}));
+  ASSIGN_OR_RETURN(const Bound bound,
+                   Bound::Of("dictsort", args, {"case_sensitive", "by", "reverse"}));
   ASSIGN_OR_RETURN(const std::string by, bound.Text(1, "key"));
   if (by != "key" && by != "value") return Error("dictsort(): 'by' must be \"key\" or \"value\"");
   if (self.is(Kind::kUndefined)) return UndefinedError(self);
@@ -114,8 +114,8 @@ Result DictSort(Interpreter& in, const Value& self, Args& args) {
   std::vector<SortEntry> entries;
   for (const auto& [key, value] : self.as<Dict>().entries) {
     const Value& chosen = by == "key" ? key : value;
-    entries.push_back({SortKey(in.heap(), chosen, bound.Flag(0, false)),
-                       in.heap().Tuple({key, value})});
+    entries.push_back(
+        {SortKey(in.heap(), chosen, bound.Flag(0, false)), in.heap().Tuple({key, value})});
   }
   RETURN_IF_ERROR(SortEntries(in.heap(), bound.Flag(2, false), &entries));
   std::vector<Value> pairs;
@@ -147,8 +147,8 @@ Result SliceFilter(Interpreter& in, const Value& self, Args& args) {
   ASSIGN_OR_RETURN(const Bound bound, Bound::Of("slice", args, {"slices", "fill_with"}, 1));
   ASSIGN_OR_RETURN(const int64_t wanted, bound.Integer(0, 1));
   if (wanted < 1) return Error("slice(): slices must be at least 1");
-  RETURN_IF_ERROR(in.heap().Room(static_cast<size_t>(std::min<int64_t>(wanted, 1LL << 40)) *
-                                 sizeof(Sequence)));
+  RETURN_IF_ERROR(
+      in.heap().Room(static_cast<size_t>(std::min<int64_t>(wanted, 1LL << 40)) * sizeof(Sequence)));
   ASSIGN_OR_RETURN(const std::vector<Value> items, Items(in.heap(), self));
   const auto count = static_cast<size_t>(wanted);
   const size_t per_slice = items.size() / count;
@@ -178,9 +178,10 @@ Result AttributeFilter(Interpreter& in, const Value& self, Args& args) {
 }
 
 constexpr NamedNative kFilters[] = {
-    {"length", LengthFilter}, {"count", LengthFilter}, {"default", Default}, {"d", Default},
-    {"list", ListFilter},     {"first", First},        {"last", Last},       {"reverse", Reverse},
-    {"join", JoinFilter},     {"items", ItemsFilter},  {"dictsort", DictSort}, {"batch", Batch},
+    {"length", LengthFilter}, {"count", LengthFilter},   {"default", Default},
+    {"d", Default},           {"list", ListFilter},      {"first", First},
+    {"last", Last},           {"reverse", Reverse},      {"join", JoinFilter},
+    {"items", ItemsFilter},   {"dictsort", DictSort},    {"batch", Batch},
     {"slice", SliceFilter},   {"attr", AttributeFilter},
 };
 

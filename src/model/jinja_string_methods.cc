@@ -38,7 +38,7 @@ Result StripMethod(Interpreter& in, const Value& self, Args& args) {
 
 Result SplitOnSpace(Interpreter& in, std::string_view text, int64_t splits_max, bool from_right) {
   std::vector<Value> parts;
-  text = Strip(text, Side::kBoth);
+  text = Strip(text, from_right ? Side::kRight : Side::kLeft);
   while (!text.empty()) {
     if (splits_max >= 0 && static_cast<int64_t>(parts.size()) == splits_max) {
       parts.push_back(in.heap().Str(text));
@@ -46,14 +46,13 @@ Result SplitOnSpace(Interpreter& in, std::string_view text, int64_t splits_max, 
     }
     size_t end = 0;
     if (from_right) {
-      end = text.size();
+      // The end of the last white space; `text` does not end with any.
       for (size_t at = 0; at < text.size();) {
-        const size_t bytes = FrontBytes(text.substr(at));
-        at += bytes;
-        if (IsSpace(Front(text.substr(at - bytes)))) end = at;
+        const bool space = IsSpace(Front(text.substr(at)));
+        at += FrontBytes(text.substr(at));
+        if (space) end = at;
       }
       if (!in.heap().SpendText(text.size() * 8)) return in.heap().Check();
-      if (end == text.size()) end = 0;  // no white space is left
       parts.push_back(in.heap().Str(text.substr(end)));
       text = Strip(text.substr(0, end), Side::kRight);
     } else {
@@ -97,6 +96,7 @@ Result Split(Interpreter& in, const Value& self, Args& args) {
   if (!bound.has(0)) return SplitOnSpace(in, text, splits_max, from_right);
   ASSIGN_OR_RETURN(const std::string separator, bound.Text(0, ""));
   if (separator.empty()) return Error("empty separator");
+  if (from_right && !in.heap().SpendText(text.size() * 4)) return in.heap().Check();
   if (from_right && splits_max >= 0) return SplitFromRight(in, text, separator, splits_max);
   std::vector<Value> parts;
   size_t from = 0;
@@ -194,6 +194,7 @@ Result FindMethod(Interpreter& in, const Value& self, Args& args) {
   size_t offset = 0;
   ASSIGN_OR_RETURN(const std::string_view text, Window(in, self, bound, 1, &offset));
   size_t at = std::string::npos;
+  if (last && !in.heap().SpendText(text.size() * 4)) return in.heap().Check();
   if (offset != std::string::npos) at = last ? FindLast(text, part) : Find(text, part);
   if (at == std::string::npos) {
     if (must) return Error("substring not found");
@@ -221,8 +222,8 @@ Result Replace(Interpreter& in, const Value& self, Args& args) {
   ASSIGN_OR_RETURN(const Bound bound, Bound::Of("replace", args, {"old", "new", "count"}, 2));
   for (size_t i = 0; i < 2; ++i) {
     if (!bound[i].is(Kind::kString)) {
-      return Error(fmt::format("replace() argument {} must be str, not {}", i + 1,
-                               TypeName(bound[i])));
+      return Error(
+          fmt::format("replace() argument {} must be str, not {}", i + 1, TypeName(bound[i])));
     }
   }
   return in.ApplyFilter("replace", self, args);
@@ -235,8 +236,8 @@ Result JoinMethod(Interpreter& in, const Value& self, Args& args) {
   std::string out;
   for (size_t i = 0; i < items.size(); ++i) {
     if (!items[i].is(Kind::kString)) {
-      return Error(fmt::format("sequence item {}: expected str instance, {} found", i,
-                               TypeName(items[i])));
+      return Error(
+          fmt::format("sequence item {}: expected str instance, {} found", i, TypeName(items[i])));
     }
     if (i > 0) RETURN_IF_ERROR(AppendStr(in.heap(), self, &out));
     RETURN_IF_ERROR(AppendStr(in.heap(), items[i], &out));
@@ -299,7 +300,7 @@ Result Partition(Interpreter& in, const Value& self, Args& args) {
   if (separator.empty()) return Error("empty separator");
   Heap& heap = in.heap();
   const std::string_view text = self.text();
-  if (!heap.SpendText(text.size())) return heap.Check();
+  if (!heap.SpendText(text.size() * (last ? 4 : 1))) return heap.Check();
   const size_t at = last ? FindLast(text, separator) : Find(text, separator);
   if (at == std::string::npos) {
     return last ? heap.Tuple({heap.Str(""), heap.Str(""), self})

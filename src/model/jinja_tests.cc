@@ -34,9 +34,8 @@ Result IsSequence(Interpreter&, const Value& self, Args&) {
   return Value::Bool(Length(self).has_value() && !self.is(Kind::kIterator));
 }
 Result IsCallable(Interpreter&, const Value& self, Args&) {
-  return Value::Bool(self.is(Kind::kFunction) || self.is(Kind::kMacro) ||
-                     self.is(Kind::kJoiner) || self.is(Kind::kLoop) ||
-                     self.is(Kind::kUndefined));
+  return Value::Bool(self.is(Kind::kFunction) || self.is(Kind::kMacro) || self.is(Kind::kJoiner) ||
+                     self.is(Kind::kLoop) || self.is(Kind::kUndefined));
 }
 
 Result IsDivisibleBy(Interpreter& in, const Value& self, Args& args) {

@@ -1,8 +1,7 @@
 // Filters on text and to text.
 #include <algorithm>
-#include <cstring>
-
 #include <boost/json/parse.hpp>
+#include <cstring>
 
 #include "common/status_macros.h"
 #include "fmt/format.h"
@@ -80,8 +79,8 @@ Result ReplaceFilter(Interpreter& in, const Value& self, Args& args) {
   size_t from = 0;
   while (left != 0) {
     // An empty pattern matches before every character and at the end.
-    const size_t at = old.empty() ? (from <= text.size() ? from : std::string::npos)
-                                  : Find(text, old, from);
+    const size_t at =
+        old.empty() ? (from <= text.size() ? from : std::string::npos) : Find(text, old, from);
     if (at == std::string::npos) break;
     if (!in.heap().SpendText(replacement.size())) return in.heap().Check();
     RETURN_IF_ERROR(in.heap().Room(out.size() + replacement.size() + text.size()));
@@ -122,8 +121,9 @@ Result Escape(Interpreter& in, const Value& self, Args& args) {
 }
 
 Result ToJsonFilter(Interpreter& in, const Value& self, Args& args) {
-  ASSIGN_OR_RETURN(const Bound bound,
-                   Bound::Of("tojson", args, {"ensure_ascii", "indent", "separators", "sort_keys"}));
+  ASSIGN_OR_RETURN(
+      const Bound bound,
+      Bound::Of("tojson", args, {"ensure_ascii", "indent", "separators", "sort_keys"}));
   JsonStyle style;
   style.ensure_ascii = bound.Flag(0, false);
   style.sort_keys = bound.Flag(3, false);

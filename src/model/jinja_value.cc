@@ -147,7 +147,7 @@ void Heap::Free(Object* object) {
 }
 
 Value Heap::Str(std::string text) {
-  steps_ += text.size() / 256;
+  steps_ += text.size() / 128;
   const size_t bytes = sizeof(String) + text.size();
   auto* object = new String(this, std::move(text));
   Adopt(object, bytes);
@@ -211,23 +211,40 @@ void Heap::Append(Sequence& list, Value value) {
 
 std::string_view TypeName(const Value& value) {
   switch (value.kind()) {
-    case Kind::kUndefined: return "Undefined";
-    case Kind::kNone: return "NoneType";
-    case Kind::kBool: return "bool";
-    case Kind::kInt: return "int";
-    case Kind::kFloat: return "float";
-    case Kind::kString: return "str";
-    case Kind::kList: return "list";
-    case Kind::kTuple: return "tuple";
-    case Kind::kDict: return "dict";
-    case Kind::kRange: return "range";
-    case Kind::kIterator: return value.as<Iterator>().is_view ? "dict_view" : "generator";
-    case Kind::kNamespace: return "Namespace";
-    case Kind::kFunction: return "function";
-    case Kind::kMacro: return "Macro";
-    case Kind::kLoop: return "LoopContext";
-    case Kind::kCycler: return "Cycler";
-    case Kind::kJoiner: return "Joiner";
+    case Kind::kUndefined:
+      return "Undefined";
+    case Kind::kNone:
+      return "NoneType";
+    case Kind::kBool:
+      return "bool";
+    case Kind::kInt:
+      return "int";
+    case Kind::kFloat:
+      return "float";
+    case Kind::kString:
+      return "str";
+    case Kind::kList:
+      return "list";
+    case Kind::kTuple:
+      return "tuple";
+    case Kind::kDict:
+      return "dict";
+    case Kind::kRange:
+      return "range";
+    case Kind::kIterator:
+      return value.as<Iterator>().is_view ? "dict_view" : "generator";
+    case Kind::kNamespace:
+      return "Namespace";
+    case Kind::kFunction:
+      return "function";
+    case Kind::kMacro:
+      return "Macro";
+    case Kind::kLoop:
+      return "LoopContext";
+    case Kind::kCycler:
+      return "Cycler";
+    case Kind::kJoiner:
+      return "Joiner";
   }
   return "object";
 }
@@ -235,7 +252,8 @@ std::string_view TypeName(const Value& value) {
 bool Hashable(const Value& value) {
   switch (value.kind()) {
     case Kind::kList:
-    case Kind::kDict: return false;
+    case Kind::kDict:
+      return false;
     case Kind::kTuple: {
       // Tuples of tuples are rare as keys; a limit on the size of the canonical form keeps shared
       // structure from exploding.
@@ -255,17 +273,22 @@ bool Hashable(const Value& value) {
       }
       return true;
     }
-    default: return true;
+    default:
+      return true;
   }
 }
 
 std::string CanonicalKey(const Value& key) {
   switch (key.kind()) {
-    case Kind::kString: return "s" + key.text();
-    case Kind::kNone: return "n";
-    case Kind::kUndefined: return "u";
+    case Kind::kString:
+      return "s" + key.text();
+    case Kind::kNone:
+      return "n";
+    case Kind::kUndefined:
+      return "u";
     case Kind::kBool:
-    case Kind::kInt: return fmt::format("i{}", key.integer());
+    case Kind::kInt:
+      return fmt::format("i{}", key.integer());
     case Kind::kFloat: {
       const double real = key.real();
       if (real == std::floor(real) && std::fabs(real) < 1e38) {
@@ -283,7 +306,8 @@ std::string CanonicalKey(const Value& key) {
       }
       return out;
     }
-    default: return fmt::format("p{}", static_cast<const void*>(key.object()));
+    default:
+      return fmt::format("p{}", static_cast<const void*>(key.object()));
   }
 }
 

@@ -19,8 +19,8 @@
 
 namespace antiphon::model::jinja {
 
-// Python's integers are unbounded; ours hold 128 bits, so that every integer of JSON prints exactly.
-// Arithmetic that leaves the range is an error.
+// Python's integers are unbounded; ours hold 128 bits, so that every integer of JSON prints
+// exactly. Arithmetic that leaves the range is an error.
 __extension__ typedef __int128 Int;
 
 class Heap;
@@ -213,6 +213,7 @@ struct Dict : Object {
 struct Range : Object {
   using Object::Object;
   int64_t start = 0;
+  int64_t stop = 0;  // as it was given
   int64_t step = 1;
   int64_t size = 0;
 };
@@ -264,7 +265,7 @@ class Heap {
     return steps_ <= steps_max_ && bytes_ <= bytes_max_;
   }
   // Work on `bytes` of text.
-  bool SpendText(size_t bytes) { return Spend(1 + bytes / 256); }
+  bool SpendText(size_t bytes) { return Spend(1 + bytes / 128); }
   // RESOURCE_EXHAUSTED with the limit's name once one is passed.
   absl::Status Check() const;
   // Whether `bytes` more would fit.
@@ -307,7 +308,8 @@ class Heap {
   uint64_t steps_ = 0;
   size_t bytes_ = 0;
   Object* first_ = nullptr;
-  // Destruction of deep structures is a loop, not a recursion: objects that die meanwhile wait here.
+  // Destruction of deep structures is a loop, not a recursion: objects that die meanwhile wait
+  // here.
   std::vector<Object*> dying_;
   bool deleting_ = false;
 };

@@ -1,16 +1,16 @@
 // render_main JOBS NOW: renders every template with every context of a JSON file
-//   {"templates": {NAME: SOURCE}, "contexts": {NAME: {messages, tools, add_generation_prompt, ...}}}
+//   {"templates": {NAME: SOURCE}, "contexts": {NAME: {messages, tools, add_generation_prompt,
+//   ...}}}
 // at the time NOW (seconds since 1970) and prints one line of JSON for each pair:
 //   {"template": NAME, "context": NAME, "text": TEXT} or "error" in place of "text".
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <string>
-
-#include <boost/json/parse.hpp>
-#include <boost/json/serialize.hpp>
 
 #include "absl/time/time.h"
 #include "model/chat_template.h"

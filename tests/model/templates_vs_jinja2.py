@@ -14,6 +14,7 @@ import functools
 import glob
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -124,12 +125,30 @@ def templates(cache):
     return out
 
 
+def snippets():
+    """Lines of template_snippets.txt, for one language feature each."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "template_snippets.txt")
+    with open(path, encoding="utf-8", newline="\n") as f:
+        lines = [line for line in f.read().split("\n") if line and not line.startswith("# ")]
+    # `\\` stands for one backslash of the template, a single `\n` for a newline.
+    lines = [re.sub(r"\\(\\|n)", lambda m: "\\" if m[1] == "\\" else "\n", x) for x in lines]
+    return {line: line for line in lines}
+
+
+SNIPPET_CONTEXT = {
+    "ns_like": {"a": 1},
+    "d": {"x": 1},
+    "m": {"a": 1, "b": [1, "two"], "text": "some text", "c": {"x-y": None}, "float": 0.1,
+          "u64": 18446744073709551615, "neg": -5, "list": [], "nested": {"é": [1.5e300, True]}},
+}
+
+
 def run_ours(program, sources, cases):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as jobs:
         json.dump({"templates": sources, "contexts": cases}, jobs)
         jobs.flush()
         done = subprocess.run([program, jobs.name, str(NOW)], check=True, capture_output=True)
-    lines = [json.loads(line) for line in done.stdout.decode("utf-8").splitlines()]
+    lines = [json.loads(line) for line in done.stdout.decode("utf-8").split("\n") if line]
     return {(line["template"], line["context"]): line for line in lines}
 
 
@@ -187,6 +206,12 @@ def main():
         equal += rendered
         if rendered == 0:
             failures.append(f"{name}: no context renders")
+    answers = run_ours(args.render, snippets(), {"": SNIPPET_CONTEXT})
+    for (source, _), answer in answers.items():
+        problem = difference(answer, render(HF, source, SNIPPET_CONTEXT))
+        if problem is not None:
+            failures.append(f"{source!r}: {problem}")
+    print(f"{len(answers)} snippets compared")
     print(f"{len(sources)} templates x {len(cases)} contexts: {equal} texts equal ({beyond} of them "
           f"beyond Hugging Face), {refused} refused by both, {len(failures)} differ")
     for failure in failures[:40]:
