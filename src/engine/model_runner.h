@@ -24,14 +24,14 @@ namespace antiphon::engine {
 
 // Consecutive tokens of one sequence. What the spans point at must stay until the step is taken.
 struct SequenceChunk {
-  uint64_t sequence = 0;               // the caller's handle, echoed in the result
-  absl::Span<const uint32_t> tokens;   // at positions start .. start + size
+  uint64_t sequence = 0;              // the caller's handle, echoed in the result
+  absl::Span<const uint32_t> tokens;  // at positions start .. start + size
   uint32_t start = 0;
   // Payload of every block of [0, start + size), in order. Blocks that hold positions >= start are
   // written; earlier ones are only read.
   absl::Span<std::byte* const> blocks;
-  std::optional<SampleRequest> sample; // draw the token after the chunk's last
-  bool want_logits = false;            // return float logits of every token (tests, echo)
+  std::optional<SampleRequest> sample;  // draw the token after the chunk's last
+  bool want_logits = false;             // return float logits of every token (tests, echo)
 };
 
 struct Step {
@@ -41,11 +41,11 @@ struct Step {
 struct ChunkResult {
   uint64_t sequence = 0;
   std::optional<SampledToken> sampled;
-  std::vector<float> logits;           // [tokens][vocab] when asked for
+  std::vector<float> logits;  // [tokens][vocab] when asked for
 };
 
 struct StepResult {
-  std::vector<ChunkResult> chunks;     // in the order of the step
+  std::vector<ChunkResult> chunks;  // in the order of the step
 };
 
 struct StepProgress {
@@ -56,8 +56,8 @@ struct StepProgress {
 
 struct RunnerShape {
   uint32_t vocab = 0;
-  uint32_t context = 0;           // tokens
-  uint32_t step_tokens_max = 0;   // sum over the chunks of a step
+  uint32_t context = 0;          // tokens
+  uint32_t step_tokens_max = 0;  // sum over the chunks of a step
 };
 
 // Submit, Await and Take belong to one thread; Progress may be called from any.
@@ -67,8 +67,8 @@ class ModelRunner {
 
   virtual const RunnerShape& shape() const = 0;
   virtual const KvLayout& layout() const = 0;
-  virtual std::string rope_text() const = 0;      // for the fingerprint
-  virtual std::string kernel_class() const = 0;   // for the fingerprint
+  virtual std::string rope_text() const = 0;     // for the fingerprint
+  virtual std::string kernel_class() const = 0;  // for the fingerprint
 
   // Starts a step. INVALID_ARGUMENT when a chunk is malformed (token out of range, position past
   // the context, too few blocks): nothing was started. One step at a time.

@@ -40,8 +40,8 @@ SampledToken Sampler::Sample(absl::Span<float> logits, const SampleRequest& requ
   float log_total = 0;
   if (p.logprobs) {
     const float peak = logits[Math().argmax(logits.data(), logits.size())];
-    log_total = peak + static_cast<float>(
-                           std::log(Math().sum_exp(logits.data(), logits.size(), peak)));
+    log_total =
+        peak + static_cast<float>(std::log(Math().sum_exp(logits.data(), logits.size(), peak)));
     if (p.top_logprobs > 0) {
       SelectTop(logits, p.top_logprobs);
       std::sort(candidates_.begin(), candidates_.end(), Better);
@@ -109,8 +109,7 @@ void Sampler::Penalise(absl::Span<float> logits, const SampleRequest& request) {
   }
 }
 
-uint32_t Sampler::Draw(absl::Span<const float> logits, const SamplingParams& p,
-                       uint64_t position) {
+uint32_t Sampler::Draw(absl::Span<const float> logits, const SamplingParams& p, uint64_t position) {
   const size_t n = logits.size();
   const uint32_t best = static_cast<uint32_t>(Math().argmax(logits.data(), n));
   const float peak = logits[best];

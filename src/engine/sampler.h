@@ -62,7 +62,7 @@ class Sampler {
   std::vector<std::pair<uint32_t, float>> changed_;  // (id, the model's logit), first change first
   std::vector<float> scaled_;                        // (logit - best) / temperature
   std::vector<float> maxima_, bounds_;
-  std::vector<uint32_t> counts_;                     // by id; all zero between calls
+  std::vector<uint32_t> counts_;  // by id; all zero between calls
 };
 
 }  // namespace antiphon::engine

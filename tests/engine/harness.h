@@ -51,8 +51,7 @@ inline std::vector<float> AllLogits(ModelRunner& runner, absl::Span<const uint32
   std::vector<float> all;
   size_t start = 0;
   for (size_t i = 0; start < tokens.size(); ++i) {
-    const size_t size =
-        std::min(sizes[std::min(i, sizes.size() - 1)], tokens.size() - start);
+    const size_t size = std::min(sizes[std::min(i, sizes.size() - 1)], tokens.size() - start);
     SequenceChunk chunk;
     chunk.tokens = tokens.subspan(start, size);
     chunk.start = static_cast<uint32_t>(start);

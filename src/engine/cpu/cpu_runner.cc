@@ -22,8 +22,8 @@ absl::Status CheckSampling(size_t index, const SampleRequest& sample, uint32_t v
     return absl::InvalidArgumentError(fmt::format("chunk {}: sample has no params", index));
   }
   const auto outside = [&](const char* field, uint32_t id) {
-    return absl::InvalidArgumentError(fmt::format(
-        "chunk {}: {} has token {}, the vocabulary has {}", index, field, id, vocab));
+    return absl::InvalidArgumentError(
+        fmt::format("chunk {}: {} has token {}, the vocabulary has {}", index, field, id, vocab));
   };
   for (uint32_t id : sample.prompt_ids) {
     if (id >= vocab) return outside("prompt_ids", id);
@@ -140,8 +140,8 @@ class CpuRunner final : public ModelRunner {
       }
     }
     if (tokens > shape_.step_tokens_max) {
-      return absl::InvalidArgumentError(fmt::format("the step has {} tokens, at most {} fit",
-                                                    tokens, shape_.step_tokens_max));
+      return absl::InvalidArgumentError(
+          fmt::format("the step has {} tokens, at most {} fit", tokens, shape_.step_tokens_max));
     }
     return absl::OkStatus();
   }
@@ -182,9 +182,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile
   }
   ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::KernelsNamed(options.instruction_set));
   const int threads = options.threads == 0 ? cpu::GrantedCores() : options.threads;
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<cpu::Weights> weights,
-      cpu::LoadWeights(*file, options.activations, threads, options.on_load_progress));
+  ASSIGN_OR_RETURN(std::unique_ptr<cpu::Weights> weights,
+                   cpu::LoadWeights(*file, options.activations, threads, options.on_load_progress));
   const model::LlamaShape& shape = weights->shape;
   KvLayout layout;
   layout.block_tokens = options.block_tokens;

@@ -149,18 +149,30 @@ using Routine = void (*)(const uint8_t*, size_t, float*);
 
 Routine RoutineOf(TensorType type) {
   switch (type) {
-    case TensorType::kF32: return DequantizeF32;
-    case TensorType::kF16: return DequantizeF16;
-    case TensorType::kBF16: return DequantizeBf16;
-    case TensorType::kQ8_0: return DequantizeQ8_0;
-    case TensorType::kQ4_0: return DequantizeQ4_0;
-    case TensorType::kQ4_1: return DequantizeQ4_1;
-    case TensorType::kQ5_0: return DequantizeQ5_0;
-    case TensorType::kQ5_1: return DequantizeQ5_1;
-    case TensorType::kQ4_K: return DequantizeQ4_K;
-    case TensorType::kQ5_K: return DequantizeQ5_K;
-    case TensorType::kQ6_K: return DequantizeQ6_K;
-    default: return nullptr;
+    case TensorType::kF32:
+      return DequantizeF32;
+    case TensorType::kF16:
+      return DequantizeF16;
+    case TensorType::kBF16:
+      return DequantizeBf16;
+    case TensorType::kQ8_0:
+      return DequantizeQ8_0;
+    case TensorType::kQ4_0:
+      return DequantizeQ4_0;
+    case TensorType::kQ4_1:
+      return DequantizeQ4_1;
+    case TensorType::kQ5_0:
+      return DequantizeQ5_0;
+    case TensorType::kQ5_1:
+      return DequantizeQ5_1;
+    case TensorType::kQ4_K:
+      return DequantizeQ4_K;
+    case TensorType::kQ5_K:
+      return DequantizeQ5_K;
+    case TensorType::kQ6_K:
+      return DequantizeQ6_K;
+    default:
+      return nullptr;
   }
 }
 

@@ -124,7 +124,8 @@ void Forward::Embed(Team& team) {
       Dequantize(table.type, table.data + rows_[row].token * row_bytes, s.hidden, x);
       std::fill(x + s.hidden, x + hidden_stride_, 0.0f);
       // The angle is rounded to float before its cosine, as the reference implementations do; the
-      // cosine itself is computed in double so that it does not depend on the C library's float one.
+      // cosine itself is computed in double so that it does not depend on the C library's float
+      // one.
       const float position = static_cast<float>(rows_[row].position);
       for (size_t i = 0; i < pairs; ++i) {
         const double angle = double{position * weights_->rope_frequencies[i]};
@@ -144,8 +145,8 @@ void Forward::Quantise(size_t row, size_t rows, size_t columns) {
                          &quant_[tile * QuantTileBytes(kRowTile, columns)]);
 }
 
-void Forward::Normalise(Team& team, const float* x, size_t stride,
-                        const std::vector<float>& weight, size_t rows) {
+void Forward::Normalise(Team& team, const float* x, size_t stride, const std::vector<float>& weight,
+                        size_t rows) {
   const model::LlamaShape& s = weights_->shape;
   team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
     for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
@@ -170,8 +171,8 @@ void Forward::MultiplyGroups(int thread, const Product& product, size_t first_ro
   m.out_stride = product.out_stride;
   m.add = product.add;
   if (matrix.packed.has_value()) {
-    m.weights = matrix.image + PackedGroupBytes(*matrix.packed, matrix.columns) *
-                                   static_cast<size_t>(group);
+    m.weights = matrix.image +
+                PackedGroupBytes(*matrix.packed, matrix.columns) * static_cast<size_t>(group);
     kernels_->matmul[static_cast<int>(*matrix.packed)](m);
     return;
   }
@@ -274,8 +275,8 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   a.blocks = chunk.blocks.data();
   a.block_tokens = layout_.block_tokens;
   a.token_bytes = layout_.token_bytes();
-  a.key_offset = layer * layout_.layer_bytes() +
-                 size_t{kv_head} * s.head_dim * layout_.element_bytes();
+  a.key_offset =
+      layer * layout_.layer_bytes() + size_t{kv_head} * s.head_dim * layout_.element_bytes();
   a.value_offset = a.key_offset + layout_.half_bytes();
   a.f32_cache = layout_.dtype == KvDtype::kF32;
   a.scratch = scratch.attention.data();
@@ -357,10 +358,10 @@ void Forward::Output(Team& team, int thread) {
                                     &quant_[tile * QuantTileBytes(kRowTile, s.hidden)]);
       }
     });
-    Multiply(team, thread, halves * rows, {{&weights_->output, logits_.data(), vocab_stride_, false}});
-    team.ForEach(static_cast<int>(rows), 1, [&](int begin, int) {
-      Sample(thread, first, static_cast<size_t>(begin));
-    });
+    Multiply(team, thread, halves * rows,
+             {{&weights_->output, logits_.data(), vocab_stride_, false}});
+    team.ForEach(static_cast<int>(rows), 1,
+                 [&](int begin, int) { Sample(thread, first, static_cast<size_t>(begin)); });
   }
 }
 

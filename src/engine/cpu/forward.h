@@ -16,8 +16,8 @@
 
 namespace antiphon::engine::cpu {
 
-// Owns the buffers of a step, which are made once for `rows_max` rows. Prepare belongs to the thread
-// that submits; Run is called by every thread of the team; the two never overlap.
+// Owns the buffers of a step, which are made once for `rows_max` rows. Prepare belongs to the
+// thread that submits; Run is called by every thread of the team; the two never overlap.
 class Forward {
  public:
   Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout, uint32_t rows_max,

@@ -38,10 +38,10 @@ std::vector<const Kernels*> DetectKernels() {
   constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   constexpr uint32_t kVnni = 1u << 11;
   const uint64_t saved = HasAll(basic.ecx, kOsxsave) ? SavedState() : 0;
-  const bool avx2 = HasAll(saved, 0x6) && HasAll(basic.ecx, kFma | kAvx | kF16c) &&
-                    HasAll(extended.ebx, kAvx2);
-  const bool avx512 = avx2 && HasAll(saved, 0xe6) && HasAll(extended.ebx, kAvx512) &&
-                      HasAll(extended.ecx, kVnni);
+  const bool avx2 =
+      HasAll(saved, 0x6) && HasAll(basic.ecx, kFma | kAvx | kF16c) && HasAll(extended.ebx, kAvx2);
+  const bool avx512 =
+      avx2 && HasAll(saved, 0xe6) && HasAll(extended.ebx, kAvx512) && HasAll(extended.ecx, kVnni);
   if (avx512) granted.push_back(&Avx512Kernels());
   if (avx2) granted.push_back(&Avx2Kernels());
   granted.push_back(&ScalarKernels());

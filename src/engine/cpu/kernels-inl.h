@@ -1,5 +1,5 @@
-// The float kernels, written once over the sixteen lanes of a simd_*.h file. Included by exactly one
-// kernels_*.cc for each instruction set, after its simd_*.h.
+// The float kernels, written once over the sixteen lanes of a simd_*.h file. Included by exactly
+// one kernels_*.cc for each instruction set, after its simd_*.h.
 #ifndef ANTIPHON_ENGINE_CPU_KERNELS_INL_H_
 #define ANTIPHON_ENGINE_CPU_KERNELS_INL_H_
 
@@ -155,8 +155,7 @@ void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std
       const F rounded = Sub(Add(scaled, magic), magic);
       const F rest = Mul(Sub(scaled, rounded), Splat(256.0f));
       coarse_sum += StoreInt8(coarse.values + 16 * half, rounded);
-      fine_sum += StoreInt8(fine.values + 16 * half,
-                            Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
+      fine_sum += StoreInt8(fine.values + 16 * half, Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
     }
     const float scale = peak * (1.0f / 127.0f);
     *coarse.scale = scale;

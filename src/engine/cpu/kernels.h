@@ -1,10 +1,10 @@
 // The arithmetic of the CPU engine, behind one table of functions for each instruction set.
 //
-// Every table gives the same bits. Reductions run over 16 virtual lanes in one fixed order, products
-// of quantised formats are summed as integers inside a block of 32 and the blocks are added in
-// ascending order with fused multiply-adds, whatever the width of a register or the shape of a tile.
-// So a row's result depends on the row alone: not on its neighbours, the chunk, the thread count or
-// the machine.
+// Every table gives the same bits. Reductions run over 16 virtual lanes in one fixed order,
+// products of quantised formats are summed as integers inside a block of 32 and the blocks are
+// added in ascending order with fused multiply-adds, whatever the width of a register or the shape
+// of a tile. So a row's result depends on the row alone: not on its neighbours, the chunk, the
+// thread count or the machine.
 //
 // This header is included by files compiled for instruction sets that the machine may not have: it
 // must stay free of anything that emits inline functions.
@@ -24,8 +24,9 @@ inline constexpr int kAttentionTile = 64;  // tokens of one softmax tile, counte
 // Packed weights: groups of 16 rows, padded with zero rows, interleaved so that lane r of a vector
 // belongs to row r.
 //   kF32, kF16, kBf16: [column][16].
-//   kQ8_0: for each block of 32 columns: 16 f16 scales; 8 x [16 rows][4 columns] of u8 (value + 128).
-//   kQ4_0: 16 f16 scales; 4 x [16 rows][4 bytes]: byte c of step i holds column 4i + c in its low
+//   kQ8_0: for each block of 32 columns: 16 f16 scales; 8 x [16 rows][4 columns] of u8 (value +
+//   128). kQ4_0: 16 f16 scales; 4 x [16 rows][4 bytes]: byte c of step i holds column 4i + c in its
+//   low
 //          nibble and column 16 + 4i + c in its high nibble (value + 8).
 //   kQ4_1: as kQ4_0 with 16 f16 minima after the scales and values from 0 to 15.
 enum class PackedType : uint8_t { kF32, kF16, kBf16, kQ8_0, kQ4_0, kQ4_1 };
@@ -36,12 +37,17 @@ constexpr bool UsesQuantisedActivations(PackedType type) { return type >= Packed
 // Bytes of one group of 16 rows.
 constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
   switch (type) {
-    case PackedType::kF32: return columns * 64;
+    case PackedType::kF32:
+      return columns * 64;
     case PackedType::kF16:
-    case PackedType::kBf16: return columns * 32;
-    case PackedType::kQ8_0: return columns / 32 * (32 + 512);
-    case PackedType::kQ4_0: return columns / 32 * (32 + 256);
-    case PackedType::kQ4_1: return columns / 32 * (64 + 256);
+    case PackedType::kBf16:
+      return columns * 32;
+    case PackedType::kQ8_0:
+      return columns / 32 * (32 + 512);
+    case PackedType::kQ4_0:
+      return columns / 32 * (32 + 256);
+    case PackedType::kQ4_1:
+      return columns / 32 * (64 + 256);
   }
   return 0;
 }
@@ -59,7 +65,7 @@ struct MatMul {
   const std::byte* weights = nullptr;  // first group
   size_t columns = 0;
   int groups = 0;
-  const float* x = nullptr;            // float types: [rows][x_stride]
+  const float* x = nullptr;  // float types: [rows][x_stride]
   size_t x_stride = 0;
   const std::byte* x_quant = nullptr;  // integer types: tiles, all full but the last
   int rows = 0;
@@ -97,15 +103,17 @@ struct Kernels {
   void (*matmul[kPackedTypes])(const MatMul&);
   // Quantises one row into its place in a tile that holds `tile_rows` rows.
   void (*quantize_row)(const float* x, size_t columns, int row, int tile_rows, std::byte* tile);
-  // The same at 16 bits, as two rows of the tile: `row` gets the values rounded to 8 bits, `row` + 1
-  // what that left over. The row's product is the sum of theirs.
+  // The same at 16 bits, as two rows of the tile: `row` gets the values rounded to 8 bits, `row` +
+  // 1 what that left over. The row's product is the sum of theirs.
   void (*quantize_row_fine)(const float* x, size_t columns, int row, int tile_rows,
                             std::byte* tile);
   // `n` is a multiple of 16, elements past `size` are zero.
-  void (*rms_norm)(const float* x, const float* weight, size_t n, size_t size, float eps, float* out);
+  void (*rms_norm)(const float* x, const float* weight, size_t n, size_t size, float eps,
+                   float* out);
   void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
   void (*add)(float* x, const float* y, size_t n);
-  // Rotates pairs (i, i + half), i < half, by the angles of cos and sin; `x` and `out` may be equal.
+  // Rotates pairs (i, i + half), i < half, by the angles of cos and sin; `x` and `out` may be
+  // equal.
   void (*rope)(const float* x, const float* cos, const float* sin, size_t half, float* out);
   void (*to_bf16)(const float* x, size_t n, uint16_t* out);  // any n
   void (*attention)(const Attention&);

@@ -41,26 +41,38 @@ void PackBlocks(size_t head, size_t steps, std::byte flip, const std::byte* cons
 
 std::optional<PackedType> PackedTypeOf(model::TensorType type) {
   switch (type) {
-    case model::TensorType::kF32: return PackedType::kF32;
-    case model::TensorType::kF16: return PackedType::kF16;
-    case model::TensorType::kBF16: return PackedType::kBf16;
-    case model::TensorType::kQ8_0: return PackedType::kQ8_0;
-    case model::TensorType::kQ4_0: return PackedType::kQ4_0;
-    case model::TensorType::kQ4_1: return PackedType::kQ4_1;
-    default: return std::nullopt;
+    case model::TensorType::kF32:
+      return PackedType::kF32;
+    case model::TensorType::kF16:
+      return PackedType::kF16;
+    case model::TensorType::kBF16:
+      return PackedType::kBf16;
+    case model::TensorType::kQ8_0:
+      return PackedType::kQ8_0;
+    case model::TensorType::kQ4_0:
+      return PackedType::kQ4_0;
+    case model::TensorType::kQ4_1:
+      return PackedType::kQ4_1;
+    default:
+      return std::nullopt;
   }
 }
 
 void PackGroup(PackedType type, const std::byte* const* rows, size_t columns, std::byte* out) {
   std::memset(out, 0, PackedGroupBytes(type, columns));
   switch (type) {
-    case PackedType::kF32: return PackElements(4, rows, columns, out);
+    case PackedType::kF32:
+      return PackElements(4, rows, columns, out);
     case PackedType::kF16:
-    case PackedType::kBf16: return PackElements(2, rows, columns, out);
+    case PackedType::kBf16:
+      return PackElements(2, rows, columns, out);
     // GGUF's nibble order (byte i: elements i and i + 16) is already the one of kernels.h.
-    case PackedType::kQ4_0: return PackBlocks(1, 4, std::byte{0}, rows, columns, out);
-    case PackedType::kQ4_1: return PackBlocks(2, 4, std::byte{0}, rows, columns, out);
-    case PackedType::kQ8_0: return PackBlocks(1, 8, std::byte{0x80}, rows, columns, out);
+    case PackedType::kQ4_0:
+      return PackBlocks(1, 4, std::byte{0}, rows, columns, out);
+    case PackedType::kQ4_1:
+      return PackBlocks(2, 4, std::byte{0}, rows, columns, out);
+    case PackedType::kQ8_0:
+      return PackBlocks(1, 8, std::byte{0x80}, rows, columns, out);
   }
 }
 

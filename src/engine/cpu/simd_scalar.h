@@ -19,8 +19,8 @@ constexpr int kTileVectors = 2;
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
 
-#define ANTIPHON_LANES(expr) \
-  F r;                       \
+#define ANTIPHON_LANES(expr)                    \
+  F r;                                          \
   for (int i = 0; i < 16; ++i) r.v[i] = (expr); \
   return r
 

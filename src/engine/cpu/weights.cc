@@ -87,10 +87,8 @@ absl::StatusOr<LayerWeights> FindLayer(const GgufFile& file, const LlamaShape& s
   const uint32_t q_rows = shape.heads * shape.head_dim;
   const uint32_t kv_rows = shape.kv_heads * shape.head_dim;
   LayerWeights w;
-  ASSIGN_OR_RETURN(w.attention_norm,
-                   LoadVector(file, prefix + "attn_norm.weight", shape.hidden));
-  ASSIGN_OR_RETURN(w.feed_forward_norm,
-                   LoadVector(file, prefix + "ffn_norm.weight", shape.hidden));
+  ASSIGN_OR_RETURN(w.attention_norm, LoadVector(file, prefix + "attn_norm.weight", shape.hidden));
+  ASSIGN_OR_RETURN(w.feed_forward_norm, LoadVector(file, prefix + "ffn_norm.weight", shape.hidden));
   const auto matrix = [&](const char* name, uint32_t rows, uint32_t columns) {
     return FindMatrix(file, prefix + name + ".weight", rows, columns, activations);
   };
@@ -159,9 +157,9 @@ absl::Status PackAll(Weights& weights, int threads, const std::function<void(dou
   const auto place = [&](Matrix& matrix) {
     if (!matrix.packed.has_value()) return;
     packings.push_back({&matrix, bytes});
-    bytes += RoundUp(PackedGroupBytes(*matrix.packed, matrix.columns) *
-                         static_cast<size_t>(matrix.groups()),
-                     kImageAlign);
+    bytes += RoundUp(
+        PackedGroupBytes(*matrix.packed, matrix.columns) * static_cast<size_t>(matrix.groups()),
+        kImageAlign);
   };
   for (LayerWeights& layer : weights.layers) {
     for (Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.attention_output, &layer.gate,
@@ -208,8 +206,8 @@ absl::Status PackAll(Weights& weights, int threads, const std::function<void(dou
 absl::StatusOr<Arena> Arena::Create(size_t bytes) {
   Arena arena;
   arena.bytes_ = RoundUp(std::max(bytes, size_t{1}), size_t{2} << 20);
-  void* data = mmap(nullptr, arena.bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                    0);
+  void* data =
+      mmap(nullptr, arena.bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     arena.bytes_ = 0;
     return absl::FailedPreconditionError(
@@ -268,10 +266,9 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activ
     weights->layers.push_back(std::move(w));
   }
   ASSIGN_OR_RETURN(weights->output_norm, LoadVector(file, "output_norm.weight", shape.hidden));
-  ASSIGN_OR_RETURN(
-      weights->output,
-      FindMatrix(file, shape.tied_output ? "token_embd.weight" : "output.weight", shape.vocab,
-                 shape.hidden, activations));
+  ASSIGN_OR_RETURN(weights->output,
+                   FindMatrix(file, shape.tied_output ? "token_embd.weight" : "output.weight",
+                              shape.vocab, shape.hidden, activations));
   RETURN_IF_ERROR(FindRopeFrequencies(file, *weights));
   RETURN_IF_ERROR(PackAll(*weights, threads, progress));
   return weights;

@@ -1,0 +1,136 @@
+// The whole forward pass on small models against double precision, in every weight format and for
+// what the families differ in.
+#include "tests/engine/tiny_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/cpu/isa.h"
+#include "tests/engine/harness.h"
+
+namespace antiphon::engine {
+namespace {
+
+using model::TensorType;
+
+const std::vector<TensorType>& AllTypes() {
+  static const auto* const types = new std::vector<TensorType>{
+      TensorType::kF32,  TensorType::kF16,  TensorType::kBF16, TensorType::kQ8_0,
+      TensorType::kQ4_0, TensorType::kQ4_1, TensorType::kQ5_0, TensorType::kQ5_1,
+      TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K};
+  return *types;
+}
+
+std::vector<uint32_t> Tokens(size_t n) {
+  TestRandom random(7);
+  std::vector<uint32_t> tokens(n);
+  for (uint32_t& t : tokens) t = random.Below(model::kTinyVocabulary);
+  return tokens;
+}
+
+struct TinyRun {
+  explicit TinyRun(const TinyOptions& options) : bytes(TinyModelFile(options)) {
+    auto parsed = model::GgufFile::Parse(bytes);
+    EXPECT_TRUE(parsed.ok()) << parsed.status().ToString();
+    file = *std::move(parsed);
+  }
+  std::vector<float> Logits(CpuRunnerOptions options, const std::vector<uint32_t>& tokens) const {
+    options.step_tokens_max = 64;
+    const std::unique_ptr<ModelRunner> runner = MakeRunner(file.get(), options);
+    if (runner == nullptr) return {};
+    TestCache cache(runner->layout(), tokens.size());
+    return AllLogits(*runner, tokens, {13, 1, 50}, cache);
+  }
+  std::string bytes;
+  std::unique_ptr<model::GgufFile> file;
+};
+
+// Root mean square of the difference over that of the reference.
+double RelativeError(const std::vector<float>& got, const std::vector<double>& want) {
+  EXPECT_EQ(got.size(), want.size());
+  if (got.size() != want.size()) return INFINITY;
+  double error = 0, size = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
+    size += want[i] * want[i];
+  }
+  return std::sqrt(error / size);
+}
+
+void ExpectCloseToReference(const TinyOptions& options, double fast_error = 0.03) {
+  const TinyRun run(options);
+  const std::vector<uint32_t> tokens = Tokens(70);
+  const std::vector<double> want = ReferenceModel(*run.file).Logits(tokens);
+  EXPECT_LE(RelativeError(run.Logits({.activations = Activations::kFloat}, tokens), want), 1e-5);
+  EXPECT_LE(RelativeError(run.Logits({}, tokens), want), fast_error);
+}
+
+TEST(TinyModelTest, EveryWeightFormatGivesTheReferencesLogits) {
+  for (TensorType type : AllTypes()) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    ExpectCloseToReference({.type = type});
+  }
+}
+
+TEST(TinyModelTest, Qwen2AddsItsBiasesAndRotatesHalves) {
+  ExpectCloseToReference({.architecture = "qwen2"});
+  ExpectCloseToReference({.architecture = "qwen2", .type = TensorType::kQ8_0});
+}
+
+TEST(TinyModelTest, AnUntiedOutputIsUsed) {
+  ExpectCloseToReference({.type = TensorType::kQ4_1, .tied = false});
+}
+
+TEST(TinyModelTest, RopeDivisorsAndLinearScalingTurnTheAngles) {
+  ExpectCloseToReference({.rope_freqs = true});
+  ExpectCloseToReference({.linear_scale = 4});
+}
+
+TEST(TinyModelTest, PartOfAHeadMayBeRotated) {
+  ExpectCloseToReference({.rope_dims = 32});
+  ExpectCloseToReference({.architecture = "qwen2", .rope_dims = 16});
+}
+
+TEST(TinyModelTest, OddWidthsArePadded) {
+  // Heads of 20, rows of 60 and 100: no multiple of 16 anywhere.
+  ExpectCloseToReference({.hidden = 60, .feed_forward = 100, .heads = 3, .kv_heads = 1});
+  ExpectCloseToReference(
+      {.type = TensorType::kBF16, .hidden = 144, .feed_forward = 200, .heads = 3, .kv_heads = 3});
+}
+
+TEST(TinyModelTest, EveryInstructionSetGivesTheSameBits) {
+  const std::vector<uint32_t> tokens = Tokens(70);
+  for (TensorType type : AllTypes()) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const TinyRun run({.type = type});
+    const std::vector<float> want = run.Logits({.instruction_set = "scalar"}, tokens);
+    for (const cpu::Kernels* kernels : cpu::GrantedKernels()) {
+      EXPECT_EQ(run.Logits({.instruction_set = kernels->name}, tokens), want) << kernels->name;
+    }
+  }
+}
+
+TEST(TinyModelTest, ATensorOfAWrongSizeIsNamed) {
+  model::GgufBuilder builder = model::TinyLlama({.hidden = 64});
+  const std::string bytes = builder.Build();
+  const auto file = model::GgufFile::Parse(bytes);
+  ASSERT_TRUE(file.ok());
+  std::string broken = bytes;
+  const size_t at = broken.find("blk.1.ffn_up.weight");
+  ASSERT_NE(at, std::string::npos);
+  broken.replace(at, 19, "blk.1.ffn_xx.weight");
+  const auto renamed = model::GgufFile::Parse(broken);
+  ASSERT_TRUE(renamed.ok());
+  const auto runner = MakeCpuRunner(renamed->get(), {});
+  ASSERT_FALSE(runner.ok());
+  EXPECT_EQ(runner.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(std::string(runner.status().message()).find("blk.1.ffn_"), std::string::npos)
+      << runner.status().ToString();
+}
+
+}  // namespace
+}  // namespace antiphon::engine
