@@ -27,7 +27,7 @@ struct Peer {
   std::unique_ptr<wire::Conductor::Stub> stub;
   Stream* stream = nullptr;  // the running call, else null
   bool accepted = false;
-  int failures = 0;          // since the last acceptance
+  int failures = 0;  // since the last acceptance
   // What waits to be written, oldest first. Loads are apart: only the newest counts.
   std::deque<wire::NodeReport> queue;
   size_t queue_bytes = 0;

@@ -68,9 +68,9 @@ void Core::Commit(const Request& request, const Decision& decision, absl::Time n
   flight.prefill = p.node;
   flight.decode = d.node;
   flight.placed_at = now;
-  flight.expires_at = now + (request.deadline < options_.flight_kept
-                                 ? request.deadline + kFinishSlack
-                                 : options_.flight_kept);
+  flight.expires_at =
+      now + (request.deadline < options_.flight_kept ? request.deadline + kFinishSlack
+                                                     : options_.flight_kept);
   flight.predicted_ttft_s = decision.predicted_ttft_s;
   flight.predicted_tbt_s = decision.predicted_tbt_s;
   flight.tokens = request.tokens();
@@ -143,10 +143,10 @@ FinishOutcome Core::OnFinish(const Finish& finish, absl::Time now) {
       outcome.tbt_met = absl::Seconds(finish.tbt_s) <= options_.policy.slo_tbt;
     }
     const double lasted = absl::ToDoubleSeconds(now - flight.started_at);
-    view_.decode_seconds = view_.decode_seconds == 0
-                               ? lasted
-                               : view_.decode_seconds +
-                                     kDurationWeight * (lasted - view_.decode_seconds);
+    view_.decode_seconds =
+        view_.decode_seconds == 0
+            ? lasted
+            : view_.decode_seconds + kDurationWeight * (lasted - view_.decode_seconds);
   }
   EndFlight(finish.id);
   return outcome;

@@ -23,13 +23,12 @@ absl::Status BlobCache::Put(const std::string& digest, std::string content) {
         fmt::format("blob {} has {} bytes; {} are the most", digest, content.size(), bytes_max_));
   }
   if (const std::string actual = Sha256Hex(content); actual != digest) {
-    return absl::DataLossError(
-        fmt::format("blob {} arrived with the digest {}", digest, actual));
+    return absl::DataLossError(fmt::format("blob {} arrived with the digest {}", digest, actual));
   }
   while (bytes_ + content.size() > bytes_max_) {
-    auto oldest = std::min_element(entries_.begin(), entries_.end(), [](const auto& a, const auto& b) {
-      return a.second.used < b.second.used;
-    });
+    auto oldest = std::min_element(
+        entries_.begin(), entries_.end(),
+        [](const auto& a, const auto& b) { return a.second.used < b.second.used; });
     bytes_ -= oldest->second.content->size();
     entries_.erase(oldest);
   }

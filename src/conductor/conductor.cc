@@ -202,8 +202,8 @@ void Conductor::ServeWaitingBlobs() {
       wait.reply->set_content(**blob);
       wait.done(absl::OkStatus());
     } else if (wait.until <= Now()) {
-      wait.done(absl::UnavailableError(
-          fmt::format("no worker has sent the blob '{}' yet", wait.digest)));
+      wait.done(
+          absl::UnavailableError(fmt::format("no worker has sent the blob '{}' yet", wait.digest)));
     } else {
       waiting_blobs_.push_back(std::move(wait));
     }

@@ -44,8 +44,8 @@ class Watcher {
   virtual void Push(const wire::ModelSet& models) = 0;
 };
 
-// All methods run on the executor, unless said otherwise. Sessions and watchers are the caller's and
-// outlive their registration here.
+// All methods run on the executor, unless said otherwise. Sessions and watchers are the caller's
+// and outlive their registration here.
 class Conductor {
  public:
   using Done = absl::AnyInvocable<void(absl::Status)>;
@@ -69,7 +69,7 @@ class Conductor {
   // The stream has ended or was closed; forgets `session`.
   void OnEnd(SessionId id);
 
-  void Watch(Watcher* watcher);    // pushes at once
+  void Watch(Watcher* watcher);  // pushes at once
   void Unwatch(Watcher* watcher);
 
   // `done` runs once, on the executor; `reply` lives until then. Just after a start, when the nodes

@@ -26,13 +26,13 @@ absl::Status Core::OnReport(SessionId session, const wire::NodeReport& report, a
   }
   Node& node = *nodes_.at(known->second);
   if (node.session != session) {
-    return absl::AbortedError(fmt::format("a newer stream of {} has replaced this one",
-                                          node.id.value()));
+    return absl::AbortedError(
+        fmt::format("a newer stream of {} has replaced this one", node.id.value()));
   }
   const auto only = [&](wire::NodeKind kind, std::string_view what) {
     if (node.kind == kind) return absl::OkStatus();
-    return absl::InvalidArgumentError(fmt::format("{} sent {}, which is not of its kind",
-                                                  node.id.value(), what));
+    return absl::InvalidArgumentError(
+        fmt::format("{} sent {}, which is not of its kind", node.id.value(), what));
   };
   switch (report.report_case()) {
     case wire::NodeReport::kLoad:
@@ -141,9 +141,9 @@ absl::Status Core::CheckClass(const wire::NodeHello& hello, Actions& actions) {
              entry.second->state != NodeState::kLost;
     });
     if (!alone) {
-      return absl::FailedPreconditionError(fmt::format(
-          "{} serves something else than the workers that are registered: {}",
-          hello.hello().node(), difference));
+      return absl::FailedPreconditionError(
+          fmt::format("{} serves something else than the workers that are registered: {}",
+                      hello.hello().node(), difference));
     }
     LogInfo("the cluster now serves {} ({}); before: {}", hello.card().name(), difference,
             model_->card.name());
@@ -248,9 +248,9 @@ void Core::SetState(Node& node) {
                                                 : NodeState::kReady;
   if (before != node.state) {
     LogInfo("{} is {}{}", node.id.value(), NameOf(node.state),
-            node.state == NodeState::kLost ? (node.silent ? ": it stopped reporting"
-                                                          : ": its stream ended")
-                                           : "");
+            node.state == NodeState::kLost
+                ? (node.silent ? ": it stopped reporting" : ": its stream ended")
+                : "");
   }
   if (Worker* worker = view_.FindWorker(node.id)) worker->state = node.state;
   if (node.store >= 0) view_.stores[node.store].state = node.state;
@@ -285,9 +285,8 @@ void Core::Settle(Actions& actions) {
       worker.store = -1;
       worker.store_lost = true;
     }
-    const bool ready =
-        worker.state == NodeState::kReady && !worker.store_lost &&
-        (worker.store < 0 || view_.stores[worker.store].state == NodeState::kReady);
+    const bool ready = worker.state == NodeState::kReady && !worker.store_lost &&
+                       (worker.store < 0 || view_.stores[worker.store].state == NodeState::kReady);
     if (ready) ++(worker.role == WorkerRole::kPrefill ? prefill : decode);
   }
   if (prefill != prefill_ready_ || decode != decode_ready_) actions.models_changed = true;

@@ -1,5 +1,5 @@
-// The conductor without its sockets: registrations, reports and requests in, directives and decisions
-// out. Soft state only: everything comes back from the nodes' streams after a restart.
+// The conductor without its sockets: registrations, reports and requests in, directives and
+// decisions out. Soft state only: everything comes back from the nodes' streams after a restart.
 #ifndef ANTIPHON_CONDUCTOR_CORE_H_
 #define ANTIPHON_CONDUCTOR_CORE_H_
 
@@ -39,9 +39,9 @@ namespace antiphon::conductor {
 struct CoreOptions {
   Identity self;
   Policy policy;
-  absl::Duration node_timeout = absl::Seconds(3);    // without a report
-  absl::Duration lost_kept = absl::Seconds(60);      // how long a lost node stays in the view
-  absl::Duration flight_kept = absl::Minutes(15);    // of a request without a deadline
+  absl::Duration node_timeout = absl::Seconds(3);  // without a report
+  absl::Duration lost_kept = absl::Seconds(60);    // how long a lost node stays in the view
+  absl::Duration flight_kept = absl::Minutes(15);  // of a request without a deadline
   size_t indexed_blocks_max = 16'000'000;
   size_t flights_max = 1'000'000;
   size_t nodes_max = 16'384;
@@ -66,14 +66,14 @@ struct Actions {
   };
   std::vector<Directive> directives;
   std::vector<Close> closes;
-  bool models_changed = false;   // FillModels gives another answer
+  bool models_changed = false;  // FillModels gives another answer
   bool blob_arrived = false;
 };
 
 // What a FinishReport told, against what was predicted.
 struct FinishOutcome {
   bool known = false;
-  bool first_token = false;      // reported for the first time
+  bool first_token = false;  // reported for the first time
   bool finished = false;
   double predicted_ttft_s = 0;
   double predicted_tbt_s = 0;
@@ -82,12 +82,12 @@ struct FinishOutcome {
 };
 
 struct Summary {
-  int workers[3] = {0, 0, 0};    // by NodeState
+  int workers[3] = {0, 0, 0};  // by NodeState
   int stores_ready = 0;
   int gateways = 0;
   int prefill_ready = 0;
   int decode_ready = 0;
-  uint64_t prefill_queue = 0;    // requests
+  uint64_t prefill_queue = 0;  // requests
   uint64_t decode_rows = 0;
   uint64_t flights = 0;
 };
@@ -107,8 +107,8 @@ class Core {
   // Every 100 ms or so: nodes without reports are lost, forgotten requests end.
   void Tick(absl::Time now, Actions& actions);
 
-  // Decides and, when placed, counts the request at its workers until it finishes. A second call for
-  // one id replaces the first. ABORTED when a higher epoch was seen.
+  // Decides and, when placed, counts the request at its workers until it finishes. A second call
+  // for one id replaces the first. ABORTED when a higher epoch was seen.
   absl::StatusOr<Decision> Admit(const Request& request, absl::Time now);
   FinishOutcome OnFinish(const Finish& finish, absl::Time now);
 

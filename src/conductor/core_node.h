@@ -16,12 +16,12 @@ struct Core::Node {
   SessionId session = 0;  // 0: its stream ended
   std::string rpc_address, ops_address, version;
   bool draining = false;
-  bool silent = false;    // no report for node_timeout; the next one heals it
+  bool silent = false;  // no report for node_timeout; the next one heals it
   absl::Time reported_at;
   absl::Time lost_at = absl::InfiniteFuture();
   NodeState state = NodeState::kReady;
 
-  int store = -1;         // stores: the place in View::stores
+  int store = -1;  // stores: the place in View::stores
   // The place in the stream of events.
   bool synced = false;
   uint64_t next_seq = 0;

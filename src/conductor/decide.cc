@@ -27,10 +27,10 @@ void Offer(std::vector<T>& best, size_t n, T value, Less less) {
 // What one role's candidates fell out for, to name the reason when none is left.
 struct Tally {
   int draining = 0;
-  int usable = 0;      // ready and not excluded
-  int full = 0;        // of those: queue or rows
-  int no_space = 0;    // of those: pool too full now
-  int too_small = 0;   // of no_space: the whole pool is smaller than the request
+  int usable = 0;     // ready and not excluded
+  int full = 0;       // of those: queue or rows
+  int no_space = 0;   // of those: pool too full now
+  int too_small = 0;  // of no_space: the whole pool is smaller than the request
   uint32_t shortest_queue = std::numeric_limits<uint32_t>::max();
   double soonest_s = kNever;  // until a queue of the full ones moves
   uint32_t largest_pool = 0;
@@ -123,8 +123,8 @@ void Placement::MatchPrefixes() {
   }
 }
 
-// The store with the longest prefix; of equals, the one that sends least, so that one popular prefix
-// does not queue all its readers at one host.
+// The store with the longest prefix; of equals, the one that sends least, so that one popular
+// prefix does not queue all its readers at one host.
 void Placement::ChooseSource() {
   const Store* best = nullptr;
   for (size_t s = 0; s < view_.stores.size(); ++s) {
@@ -217,28 +217,28 @@ void Placement::RankPrefills() {
     prefill_tally_.shortest_queue = std::min(prefill_tally_.shortest_queue, depth);
     if (depth >= policy_.max_queue) {
       ++prefill_tally_.full;
-      prefill_tally_.soonest_s = std::min(
-          prefill_tally_.soonest_s, worker.QueueSeconds(now_) / std::max<uint32_t>(depth, 1));
+      prefill_tally_.soonest_s = std::min(prefill_tally_.soonest_s,
+                                          worker.QueueSeconds(now_) / std::max<uint32_t>(depth, 1));
       continue;
     }
     const uint32_t local = std::min(LocalBlocks(worker), blocks_needed_);
     if (!HasSpace(worker, blocks_needed_ - local, prefill_tally_)) continue;
     PrefillOption option = Estimate(worker);
     d_.idle_ttft_s = std::min(d_.idle_ttft_s, option.transfer_s + option.prefill_s);
-    Offer(prefills_, kOptionsKept, PrefillChoice{&worker, std::move(option), blocks_needed_ - local},
-          less);
+    Offer(prefills_, kOptionsKept,
+          PrefillChoice{&worker, std::move(option), blocks_needed_ - local}, less);
   }
 }
 
 // Rows and context of the worker at `at`: what runs now, less the answers that will have ended by
-// then, plus those whose prefill will have ended (A3, section 7.4, with known placements instead of a
-// uniform spread).
+// then, plus those whose prefill will have ended (A3, section 7.4, with known placements instead of
+// a uniform spread).
 DecodeOption Placement::Predict(const Worker& worker, absl::Time at) const {
   double rows = worker.running;
   double context = worker.context_tokens;
   const double mean_context = worker.running > 0 ? context / worker.running : 0;
-  const absl::Duration lasts = view_.decode_seconds > 0 ? absl::Seconds(view_.decode_seconds)
-                                                        : absl::InfiniteDuration();
+  const absl::Duration lasts =
+      view_.decode_seconds > 0 ? absl::Seconds(view_.decode_seconds) : absl::InfiniteDuration();
   for (const PlannedDecode& decode : worker.decodes) {
     const bool reported = worker.Reported(decode);
     const bool ended = decode.starts_at + lasts <= at;
@@ -288,8 +288,8 @@ void Placement::RankDecodes() {
       decode_tally_.soonest_s = std::min(decode_tally_.soonest_s, EarliestEnd(worker));
       continue;
     }
-    choice.bound_s = worker.cost.StepSeconds(worker.rows_bound + 1.0,
-                                             worker.context_bound + request_.tokens());
+    choice.bound_s =
+        worker.cost.StepSeconds(worker.rows_bound + 1.0, worker.context_bound + request_.tokens());
     d_.idle_tbt_s = std::min(d_.idle_tbt_s, worker.cost.StepSeconds(1, request_.tokens()));
     Offer(shortlist, kDecodeShortlist, std::move(choice), cheaper);
   }
@@ -354,9 +354,9 @@ void Placement::RejectForRole(WorkerRole role, const Tally& tally) {
                        blocks_needed_, tally.largest_pool));
     return;
   }
-  Reject(Verdict::kNoKvSpace, view_.decode_seconds > 0 ? view_.decode_seconds : 2,
-         fmt::format("no {} worker's host has KV blocks free for {} tokens", name,
-                     request_.tokens()));
+  Reject(
+      Verdict::kNoKvSpace, view_.decode_seconds > 0 ? view_.decode_seconds : 2,
+      fmt::format("no {} worker's host has KV blocks free for {} tokens", name, request_.tokens()));
 }
 
 // The SLO, and whether it could be met at all.
@@ -370,8 +370,9 @@ void Placement::Judge() {
   if (d_.predicted_ttft_s > deadline) {
     d_.retry_is_useless = d_.idle_ttft_s > deadline;
     Reject(Verdict::kPredictedTtft, d_.predicted_ttft_s - deadline,
-           fmt::format("the first token is predicted after {:.2f} s, the request's timeout is {:.2f} s",
-                       d_.predicted_ttft_s, deadline));
+           fmt::format(
+               "the first token is predicted after {:.2f} s, the request's timeout is {:.2f} s",
+               d_.predicted_ttft_s, deadline));
   } else if (d_.predicted_ttft_s > slo_ttft && (!hopeless_ttft || policy_.strict)) {
     d_.retry_is_useless = hopeless_ttft;
     Reject(Verdict::kPredictedTtft, d_.predicted_ttft_s - slo_ttft,
@@ -441,8 +442,8 @@ Decision Placement::Run() {
   if (!decode.option.same_host && prefill.worker->cost.transfer_bytes_per_s > 0) {
     // Layers move while later ones are computed; only what the network is slower by shows.
     const double moved = d_.tokens - Cached(decode.local_blocks);
-    d_.handoff_s = std::max(
-        0.0, prefill.worker->cost.TransferSeconds(moved) - prefill.option.prefill_s);
+    d_.handoff_s =
+        std::max(0.0, prefill.worker->cost.TransferSeconds(moved) - prefill.option.prefill_s);
   }
   d_.predicted_ttft_s = prefill.option.ttft_s + d_.handoff_s;
   d_.idle_ttft_s += d_.handoff_s;

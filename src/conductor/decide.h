@@ -64,17 +64,17 @@ struct PrefillOption {
   uint32_t local_blocks = 0;  // of the prefix, in its own host
   uint32_t used_blocks = 0;   // with what would be fetched
   double queue_s = 0;
-  double transfer_s = 0;      // 0: nothing is fetched
+  double transfer_s = 0;  // 0: nothing is fetched
   double prefill_s = 0;
-  double ttft_s = 0;          // the sum
+  double ttft_s = 0;  // the sum
   uint32_t queue_depth = 0;
 };
 struct DecodeOption {
   NodeId node;
-  double rows = 0;            // when this request's prefill ends, itself included
+  double rows = 0;  // when this request's prefill ends, itself included
   double context_tokens = 0;
   double tbt_s = 0;
-  bool same_host = false;     // as the chosen prefill worker
+  bool same_host = false;  // as the chosen prefill worker
 };
 
 // With every term, for `antiphon explain`.
@@ -83,34 +83,34 @@ struct Decision {
   uint32_t epoch = 0;
   absl::Time at;
   uint32_t tokens = 0;
-  uint32_t blocks = 0;           // full ones
+  uint32_t blocks = 0;  // full ones
   Verdict verdict = Verdict::kNoWorkers;
-  bool best_effort = false;      // misses its SLO even on an idle cluster
+  bool best_effort = false;  // misses its SLO even on an idle cluster
   bool retry_is_useless = false;
-  std::string message;           // of a rejection
+  std::string message;  // of a rejection
 
   // The best few, best first; [0] is what was or would have been chosen.
   std::vector<PrefillOption> prefills;
   std::vector<DecodeOption> decodes;
-  int source_store = -1;         // index into View::stores; -1: nothing is fetched
+  int source_store = -1;  // index into View::stores; -1: nothing is fetched
   NodeId source;
-  uint32_t best_blocks = 0;      // longest prefix on any store
-  uint32_t decode_blocks = 0;    // prefix that the decode's host holds already
-  double handoff_s = 0;          // what moving KV to decode adds behind prefill's end
+  uint32_t best_blocks = 0;    // longest prefix on any store
+  uint32_t decode_blocks = 0;  // prefix that the decode's host holds already
+  double handoff_s = 0;        // what moving KV to decode adds behind prefill's end
   double predicted_ttft_s = 0;
   double predicted_tbt_s = 0;
-  double idle_ttft_s = 0;        // with empty queues
+  double idle_ttft_s = 0;  // with empty queues
   double idle_tbt_s = 0;
-  double retry_after_s = 0;      // of a rejection: 1..60
+  double retry_after_s = 0;  // of a rejection: 1..60
   uint32_t queue_depth = 0;
-  uint32_t prefill_slots = 0;    // that it will take in each host's pool
+  uint32_t prefill_slots = 0;  // that it will take in each host's pool
   uint32_t decode_slots = 0;
 
   bool placed() const { return verdict == Verdict::kPlaced; }
 };
 
-// Pure: equal arguments give equal answers. Ties go to the shorter queue, then to the lower node id.
-// Never names a node that is excluded, draining or lost, or whose store is.
+// Pure: equal arguments give equal answers. Ties go to the shorter queue, then to the lower node
+// id. Never names a node that is excluded, draining or lost, or whose store is.
 Decision Decide(const Request& request, const View& view, const Policy& policy, absl::Time now);
 
 }  // namespace antiphon::conductor

@@ -19,19 +19,19 @@ Instruments::Instruments(Registry& registry) {
   for (int v = 0; v < kVerdicts; ++v) {
     const auto verdict = static_cast<Verdict>(v);
     const bool placed = verdict == Verdict::kPlaced;
-    decisions_[v] = &registry.AddCounter(
-        kDecisions, kDecisionsHelp,
-        {{"decision", placed ? "admit" : "reject"},
-         {"reason", placed ? "within_slo" : std::string(NameOf(verdict))}});
+    decisions_[v] =
+        &registry.AddCounter(kDecisions, kDecisionsHelp,
+                             {{"decision", placed ? "admit" : "reject"},
+                              {"reason", placed ? "within_slo" : std::string(NameOf(verdict))}});
   }
   best_effort_ = &registry.AddCounter(kDecisions, kDecisionsHelp,
                                       {{"decision", "admit"}, {"reason", "best_effort"}});
-  predicted_ttft_ = &registry.AddHistogram("antiphon_predicted_ttft_seconds",
-                                           "Time to first token predicted at placement.",
-                                           TtftBuckets());
-  predicted_tbt_ = &registry.AddHistogram("antiphon_predicted_tbt_seconds",
-                                          "Time between tokens predicted at placement.",
-                                          TbtBuckets());
+  predicted_ttft_ =
+      &registry.AddHistogram("antiphon_predicted_ttft_seconds",
+                             "Time to first token predicted at placement.", TtftBuckets());
+  predicted_tbt_ =
+      &registry.AddHistogram("antiphon_predicted_tbt_seconds",
+                             "Time between tokens predicted at placement.", TbtBuckets());
   match_ratio_ = &registry.AddHistogram(
       "antiphon_prefix_match_ratio",
       "Part of a placed request's full blocks that its prefill worker need not compute.",
@@ -42,8 +42,7 @@ Instruments::Instruments(Registry& registry) {
   constexpr const char* kMet[] = {"false", "true"};
   for (int i = 0; i < 2; ++i) {
     constexpr char kError[] = "antiphon_prediction_error_seconds";
-    constexpr char kErrorHelp[] =
-        "By how much a prediction was wrong; under: reality took longer.";
+    constexpr char kErrorHelp[] = "By how much a prediction was wrong; under: reality took longer.";
     ttft_error_[i] = &registry.AddHistogram(kError, kErrorHelp, TtftBuckets(),
                                             {{"kind", "ttft"}, {"side", kSides[i]}});
     tbt_error_[i] = &registry.AddHistogram(kError, kErrorHelp, TtftBuckets(),

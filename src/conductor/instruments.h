@@ -26,9 +26,9 @@ class Instruments {
   Histogram* route_;
   Histogram* ttft_error_[2];  // under, over
   Histogram* tbt_error_[2];
-  Counter* ttft_slo_[2];      // missed, met
+  Counter* ttft_slo_[2];  // missed, met
   Counter* tbt_slo_[2];
-  Gauge* workers_[3];         // by NodeState
+  Gauge* workers_[3];  // by NodeState
   Gauge* prefill_queue_;
   Gauge* decode_queue_;
   Gauge* stores_;

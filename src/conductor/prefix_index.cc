@@ -17,7 +17,7 @@ constexpr size_t kEntriesMin = 64;
 // so many have gathered.
 constexpr size_t kSweepAtOnce = 1 << 20;
 constexpr size_t kDeadMax = 16;
-constexpr size_t kPrefetch = 8;
+constexpr size_t kPrefetch = 16;
 
 bool Test(const std::vector<uint64_t>& bits, uint16_t i) {
   return i / 64 < bits.size() && (bits[i / 64] >> (i % 64) & 1) != 0;
@@ -91,8 +91,7 @@ void PrefixIndex::Sweep() {
   dead_.clear();
 }
 
-PrefixIndex::Hash PrefixIndex::HashOf(const BlockKey& key,
-                                      const FingerprintId& fingerprint) const {
+PrefixIndex::Hash PrefixIndex::HashOf(const BlockKey& key, const FingerprintId& fingerprint) const {
   uint64_t k[2], f[2];
   std::memcpy(k, key.bytes().data(), 16);
   std::memcpy(f, fingerprint.bytes().data(), 16);

@@ -98,9 +98,9 @@ class PrefixIndex {
   std::vector<uint32_t> free_spills_;
   size_t blocks_ = 0;
   uint64_t refused_ = 0;
-  std::vector<uint64_t> held_;      // by holder
+  std::vector<uint64_t> held_;  // by holder
   std::vector<Holder> free_holders_;
-  std::vector<Holder> dead_;        // removed, still in entries
+  std::vector<Holder> dead_;  // removed, still in entries
   Bits live_;
 };
 

@@ -39,8 +39,7 @@ void Core::OnStoreLoad(Node& node, const wire::StoreLoad& load, absl::Time now) 
   store.Settle(now);
 }
 
-void Core::OnEvents(Node& node, const wire::StoreEvents& events, absl::Time now,
-                    Actions& actions) {
+void Core::OnEvents(Node& node, const wire::StoreEvents& events, absl::Time now, Actions& actions) {
   if (node.store < 0) return;
   const uint64_t end = events.seq() + static_cast<uint64_t>(events.events_size());
   if (events.snapshot()) {
@@ -109,8 +108,7 @@ absl::Status Core::OnBlob(Node& node, const wire::Blob& blob, Actions& actions) 
 }
 
 absl::StatusOr<std::shared_ptr<const std::string>> Core::GetBlob(const std::string& digest,
-                                                                 absl::Time now,
-                                                                 Actions& actions) {
+                                                                 absl::Time now, Actions& actions) {
   if (auto blob = blobs_.Find(digest)) return blob;
   const std::vector<std::string> missing = MissingBlobs();
   if (std::find(missing.begin(), missing.end(), digest) == missing.end()) {

@@ -167,8 +167,7 @@ class ControlService final : public wire::Conductor::CallbackService {
   }
 
   grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context,
-                                   const wire::FinishReport* proto,
-                                   wire::FinishReply*) override {
+                                   const wire::FinishReport* proto, wire::FinishReply*) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     if (!Greeted(reactor, proto->hello())) return reactor;
     const absl::StatusOr<antiphon::conductor::Finish> finish = FinishFromProto(*proto);
@@ -244,8 +243,8 @@ class AdminService final : public admin::Admin::CallbackService {
     return reactor;
   }
 
-  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
-                                  const admin::DrainRequest*, admin::DrainResponse*) override {
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const admin::DrainRequest*,
+                                  admin::DrainResponse*) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     executor_.Post([this, reactor] {
       if (drain_) drain_();

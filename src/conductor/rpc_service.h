@@ -17,7 +17,7 @@ struct RpcServiceOptions {
   std::string listen;        // host:port
   std::string local_socket;  // path; empty: none. Administration is served here alone
   Conductor* conductor = nullptr;
-  Executor* executor = nullptr;  // the conductor's; must run until this is destroyed
+  Executor* executor = nullptr;      // the conductor's; must run until this is destroyed
   absl::AnyInvocable<void()> drain;  // Admin.Drain was called; any thread
 };
 

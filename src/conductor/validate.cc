@@ -65,7 +65,8 @@ absl::Status CheckId(std::string_view bytes) {
 absl::Status CheckText(std::string_view field, std::string_view text, size_t max,
                        bool may_be_empty) {
   if (text.empty() && !may_be_empty) return Invalid("{} is empty", field);
-  if (text.size() > max) return Invalid("{} has {} bytes; {} are the most", field, text.size(), max);
+  if (text.size() > max)
+    return Invalid("{} has {} bytes; {} are the most", field, text.size(), max);
   for (char c : text) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
       return Invalid("{} holds a control character", field);
@@ -156,8 +157,7 @@ absl::StatusOr<Request> RequestFromProto(const wire::AdmitRequest& proto) {
     request.keys.push_back(*key);
   }
   if (proto.excluded_size() > kExcludedMax) {
-    return Invalid("excluded has {} entries; {} are the most", proto.excluded_size(),
-                   kExcludedMax);
+    return Invalid("excluded has {} entries; {} are the most", proto.excluded_size(), kExcludedMax);
   }
   for (const std::string& node : proto.excluded()) request.excluded.emplace_back(node);
   return request;

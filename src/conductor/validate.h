@@ -1,5 +1,5 @@
-// The wire's messages into the conductor's own terms. Everything that a peer may get wrong is caught
-// here: INVALID_ARGUMENT naming the field.
+// The wire's messages into the conductor's own terms. Everything that a peer may get wrong is
+// caught here: INVALID_ARGUMENT naming the field.
 #ifndef ANTIPHON_CONDUCTOR_VALIDATE_H_
 #define ANTIPHON_CONDUCTOR_VALIDATE_H_
 

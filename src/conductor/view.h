@@ -98,7 +98,7 @@ struct Store {
   uint32_t slots_pinned = 0;
   uint32_t slots_cached = 0;
   std::vector<PlannedSlots> planned;
-  uint64_t planned_slots = 0;                   // sum over `planned`
+  uint64_t planned_slots = 0;                        // sum over `planned`
   absl::Time egress_free_at = absl::InfinitePast();  // of the transfers planned out of this host
 
   void Plan(const RequestId& id, uint32_t slots, absl::Time shows_at);
