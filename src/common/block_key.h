@@ -18,8 +18,8 @@ namespace antiphon {
 struct KeyRoot {
   std::string_view weights_digest;  // hex
   uint32_t block_tokens = 0;
-  std::string_view tenant_salt;     // derived by the gateway from the authenticated tenant
-  std::string_view cache_salt;      // the client's; narrows the tenant's further
+  std::string_view tenant_salt;  // derived by the gateway from the authenticated tenant
+  std::string_view cache_salt;   // the client's; narrows the tenant's further
   std::string_view adapter;
 };
 

@@ -23,7 +23,7 @@ namespace antiphon {
 struct ConductorLinkOptions {
   std::vector<std::string> conductors;  // RPC addresses
   Identity self;
-  Executor* executor = nullptr;         // where callbacks run; outlives the link
+  Executor* executor = nullptr;  // where callbacks run; outlives the link
   // The first message on every new stream.
   absl::AnyInvocable<wire::NodeHello()> hello;
   // Content of a blob that a conductor asks for; empty: unknown. Workers only.

@@ -110,7 +110,7 @@ class Applier {
   }
   void ProblemAt(const std::string& origin, std::string_view path, std::string_view text) {
     if (problems_.size() >= kProblemsMax) return;
-    problems_.push_back(origin.empty() || origin == "default"
+    problems_.push_back(origin.empty() || origin == "default" || origin == fmt::format("--{}", path)
                             ? fmt::format("{}: {}", path, text)
                             : fmt::format("{}: {}: {}", origin, path, text));
   }

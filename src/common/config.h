@@ -46,7 +46,7 @@ class LoadedConfig {
 struct ConfigSource {
   // Empty: /etc/antiphon/antiphon.yaml when it exists, else defaults.
   std::string file;
-  bool file_required = false;       // given by --config
+  bool file_required = false;                              // given by --config
   std::vector<std::pair<std::string, std::string>> flags;  // dotted path, value as YAML text
 };
 

@@ -48,15 +48,15 @@ class Service {
 };
 
 struct DaemonOptions {
-  std::string name;         // gateway | conductor | kvstore | prefill | decode
-  std::string metrics_name; // constant label `daemon`: gateway|conductor|kvstore|worker
+  std::string name;          // gateway | conductor | kvstore | prefill | decode
+  std::string metrics_name;  // constant label `daemon`: gateway|conductor|kvstore|worker
 };
 
 struct DaemonContext {
   LoadedConfig config;
-  Identity self;            // node id: NAME@HOST or --node; incarnation: random
+  Identity self;  // node id: NAME@HOST or --node; incarnation: random
   Registry* registry = nullptr;
-  uint64_t random_seed = 0; // for whoever needs randomness
+  uint64_t random_seed = 0;  // for whoever needs randomness
   // To be called once for each listener with its configuration key ("gateway.http") and its real
   // address: logged, and told to the parent (--announce-fd). Thread-safe.
   std::function<void(std::string_view listener, std::string_view address)> announce;

@@ -58,14 +58,14 @@ void Log(LogLevel level, Req req, fmt::format_string<Args...> format, Args&&... 
   LogLine(level, req.label, fmt::format(format, std::forward<Args>(args)...));
 }
 
-#define ANTIPHON_DEFINE_LOG_(Name, level)                                        \
-  template <typename... Args>                                                    \
-  void Name(fmt::format_string<Args...> format, Args&&... args) {                \
-    Log(level, Req(""), format, std::forward<Args>(args)...);                    \
-  }                                                                              \
-  template <typename... Args>                                                    \
-  void Name(Req req, fmt::format_string<Args...> format, Args&&... args) {       \
-    Log(level, req, format, std::forward<Args>(args)...);                        \
+#define ANTIPHON_DEFINE_LOG_(Name, level)                                  \
+  template <typename... Args>                                              \
+  void Name(fmt::format_string<Args...> format, Args&&... args) {          \
+    Log(level, Req(""), format, std::forward<Args>(args)...);              \
+  }                                                                        \
+  template <typename... Args>                                              \
+  void Name(Req req, fmt::format_string<Args...> format, Args&&... args) { \
+    Log(level, req, format, std::forward<Args>(args)...);                  \
   }
 ANTIPHON_DEFINE_LOG_(LogDebug, LogLevel::kDebug)
 ANTIPHON_DEFINE_LOG_(LogInfo, LogLevel::kInfo)

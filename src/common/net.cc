@@ -31,10 +31,10 @@ absl::Status ListenError(const HostPort& address, int error) {
   const std::string host = address.host.empty() ? "all interfaces" : address.host;
   switch (error) {
     case EADDRINUSE:
-      return absl::UnavailableError(
-          fmt::format("port {} on {} is taken: another program listens there; stop it or listen on "
-                      "another port",
-                      address.port, host));
+      return absl::UnavailableError(fmt::format(
+          "port {} on {} is taken: another program listens there; stop it, or listen on "
+          "another port",
+          address.port, host));
     case EACCES:
       return absl::UnavailableError(fmt::format(
           "port {} on {} is not allowed: ports below 1024 need privileges; listen on a higher port",
