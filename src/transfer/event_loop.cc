@@ -104,8 +104,7 @@ int EventLoop::RunTimers() {
   while (!timers_.empty()) {
     const absl::Duration left = timers_.begin()->first.first - clock_.Now();
     if (left > absl::ZeroDuration()) {
-      return static_cast<int>(
-          std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1, 60'000));
+      return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1, 60'000));
     }
     Closure closure = std::move(timers_.begin()->second);
     due_.erase(timers_.begin()->first.second);

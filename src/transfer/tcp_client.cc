@@ -451,8 +451,7 @@ void TcpClient::FailLane(LaneRef lane, const absl::Status& why, bool retry) {
   }
   const absl::Duration backoff =
       std::min(options_.backoff_min * (1 << std::min(peer.failures++, 16)), options_.backoff_max);
-  peer.next_attempt =
-      loop_.Now() + backoff * (0.5 + PhiloxUniform(options_.seed, jitter_++));
+  peer.next_attempt = loop_.Now() + backoff * (0.5 + PhiloxUniform(options_.seed, jitter_++));
   if (peer.lanes.empty()) FailQueue(peer);
 }
 

@@ -62,14 +62,14 @@ class TcpClient {
     int fd = -1;
     EventLoop::WatchId watch = 0;
     bool connected = false;
-    bool ready = false;           // greeted
-    std::vector<std::byte> out;   // not yet sent
+    bool ready = false;          // greeted
+    std::vector<std::byte> out;  // not yet sent
     size_t out_sent = 0;
     std::deque<Piece> in_flight;  // in the order of their replies
     uint64_t in_flight_bytes = 0;
     std::array<std::byte, kReplyBytes> header;
     size_t header_bytes = 0;
-    size_t payload_bytes = 0;     // of the front piece, received
+    size_t payload_bytes = 0;  // of the front piece, received
     bool in_payload = false;
     absl::Time progress;
   };
@@ -82,7 +82,7 @@ class TcpClient {
     std::deque<Piece> queue;
     std::list<Lane> lanes;
     uint64_t in_flight_bytes = 0;
-    int failures = 0;             // in a row, to connect
+    int failures = 0;  // in a row, to connect
     absl::Time next_attempt = absl::InfinitePast();
     std::string last_error;
   };

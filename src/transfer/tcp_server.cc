@@ -26,8 +26,10 @@ constexpr size_t kAnswersPerSend = 16;
 }  // namespace
 
 TcpServer::TcpServer(int listen_fd, int connections_max, const Clock& clock, TcpMetrics& metrics)
-    : listen_fd_(listen_fd), connections_max_(static_cast<size_t>(connections_max)),
-      metrics_(metrics), loop_("xfer-serve", clock) {
+    : listen_fd_(listen_fd),
+      connections_max_(static_cast<size_t>(connections_max)),
+      metrics_(metrics),
+      loop_("xfer-serve", clock) {
   loop_.Post([this] {
     listen_watch_ = loop_.Watch(listen_fd_, EPOLLIN, [this](uint32_t) { Accept(); });
     loop_.AddTimer(loop_.Now() + kSweepEvery, [this] { Sweep(); });

@@ -40,7 +40,7 @@ class TcpServer {
     RequestFrame request;
     std::array<std::byte, kReplyBytes> header;
     size_t header_sent = 0;
-    size_t payload = 0;       // bytes that follow the header
+    size_t payload = 0;  // bytes that follow the header
     size_t payload_sent = 0;
   };
   struct Connection {
@@ -52,8 +52,8 @@ class TcpServer {
     std::deque<Answer> answers;
     std::array<std::byte, kHelloBytes> hello;  // ours
     size_t hello_left = 0;
-    bool blocked = false;     // the socket takes no more
-    absl::Time progress;      // the last one
+    bool blocked = false;  // the socket takes no more
+    absl::Time progress;   // the last one
   };
   using Region = absl::Span<const std::byte>;
 

@@ -14,7 +14,8 @@ namespace {
 class TcpTransport final : public Transport {
  public:
   TcpTransport(const TcpOptions& options, int listen_fd, std::string address)
-      : own_registry_({}), metrics_(options.registry != nullptr ? *options.registry : own_registry_),
+      : own_registry_({}),
+        metrics_(options.registry != nullptr ? *options.registry : own_registry_),
         address_(std::move(address)),
         server_(listen_fd, options.connections_max, ClockOf(options), metrics_),
         client_(options, ClockOf(options), metrics_) {}

@@ -8,8 +8,8 @@
 // while it was idle is tried once more. A peer that sends nothing for `stall` while it owes bytes
 // loses its connection. Cancelled and late bytes are read into a bin, never into local memory.
 //
-// Serving: a connection has a fixed size (its unanswered requests, at most kRequestsQueuedMax), so a
-// slow or hostile reader holds no memory; a malformed frame ends its connection.
+// Serving: a connection has a fixed size (its unanswered requests, at most kRequestsQueuedMax), so
+// a slow or hostile reader holds no memory; a malformed frame ends its connection.
 #ifndef ANTIPHON_TRANSFER_TCP_TRANSPORT_H_
 #define ANTIPHON_TRANSFER_TCP_TRANSPORT_H_
 
@@ -31,9 +31,9 @@ struct TcpOptions {
   std::string listen = "127.0.0.1:0";
   // Turns the real port into address(); empty: the listen host with that port.
   std::function<std::string(uint16_t port)> advertise;
-  uint64_t seed = 0;               // of the backoff's jitter
-  const Clock* clock = nullptr;    // real time; null: Clock::Real()
-  Registry* registry = nullptr;    // null: no metrics
+  uint64_t seed = 0;             // of the backoff's jitter
+  const Clock* clock = nullptr;  // real time; null: Clock::Real()
+  Registry* registry = nullptr;  // null: no metrics
   int lanes = 2;
   uint32_t request_bytes_max = 1 << 20;
   uint64_t peer_bytes_max = 16 << 20;  // requested and not yet here, of one peer
