@@ -45,9 +45,8 @@ absl::StatusOr<std::vector<SlotId>> StoreCore::Reserve(ClientId client, uint32_t
   if (count > free) {
     if (count - free <= idle_) victims = PlanEviction(count - free);
     if (victims.empty()) {
-      return absl::ResourceExhaustedError(
-          fmt::format("{} slots asked, {} free and {} of {} unpinned", count, free, idle_,
-                      slots_.size()));
+      return absl::ResourceExhaustedError(fmt::format(
+          "{} slots asked, {} free and {} of {} unpinned", count, free, idle_, slots_.size()));
     }
   }
   for (uint32_t slot : victims) {
@@ -101,9 +100,8 @@ absl::StatusOr<StoreCore::Committed> StoreCore::Commit(ClientId client, SlotId i
                                                        const BlockPlace& block) {
   Client& c = clients_.at(client);
   if (!MayWrite(client, id)) {
-    return absl::NotFoundError(
-        fmt::format("slot {} generation {} is no reservation of this client", id.slot,
-                    id.generation));
+    return absl::NotFoundError(fmt::format("slot {} generation {} is no reservation of this client",
+                                           id.slot, id.generation));
   }
   if (client != kStoreItself && block.name.fingerprint != c.fingerprint) {
     return absl::InvalidArgumentError("commit under another fingerprint");
@@ -138,8 +136,8 @@ absl::Status StoreCore::Release(ClientId client, absl::Span<const SlotId> slots)
     } else if (slot != nullptr && c.reserved.erase(id.slot) > 0) {
       DropReservation(id.slot);
     } else if (first_error.ok()) {
-      first_error = absl::NotFoundError(fmt::format(
-          "slot {} generation {} is not held by this client", id.slot, id.generation));
+      first_error = absl::NotFoundError(
+          fmt::format("slot {} generation {} is not held by this client", id.slot, id.generation));
     }
   }
   return first_error;
@@ -298,8 +296,8 @@ void StoreCore::UpdateEvictable(uint32_t s) {
 std::vector<uint32_t> StoreCore::PlanEviction(uint32_t count) const {
   std::vector<uint32_t> victims;
   victims.reserve(count);
-  std::set<std::pair<uint64_t, uint32_t>> freed;         // parents whose last child is a victim
-  absl::flat_hash_map<BlockName, uint32_t> gone;         // victims by parent
+  std::set<std::pair<uint64_t, uint32_t>> freed;  // parents whose last child is a victim
+  absl::flat_hash_map<BlockName, uint32_t> gone;  // victims by parent
   auto leaf = evictable_.begin();
   while (victims.size() < count) {
     std::pair<uint64_t, uint32_t> next;
@@ -348,10 +346,18 @@ absl::Status StoreCore::CheckInvariants() const {
     if (writers[s] != (slot.state == SlotState::kReserved ? 1 : 0)) return broken("writers");
     n.pinned += slot.pins > 0;
     switch (slot.state) {
-      case SlotState::kFree: ++n.free; break;
-      case SlotState::kReserved: ++n.reserved; break;
-      case SlotState::kRetired: ++n.retired; break;
-      case SlotState::kCommitted: ++n.committed; break;
+      case SlotState::kFree:
+        ++n.free;
+        break;
+      case SlotState::kReserved:
+        ++n.reserved;
+        break;
+      case SlotState::kRetired:
+        ++n.retired;
+        break;
+      case SlotState::kCommitted:
+        ++n.committed;
+        break;
     }
     if (slot.state == SlotState::kFree && slot.pins > 0) return broken("free and pinned");
     if (slot.state == SlotState::kRetired && slot.pins == 0) return broken("retired and unheld");

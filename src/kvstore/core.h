@@ -68,11 +68,11 @@ struct CoreStats {
   uint32_t reserved = 0;
   uint32_t committed = 0;
   uint32_t retired = 0;
-  uint32_t pinned = 0;           // slots with at least one pin, of any state
-  uint32_t idle = 0;             // committed and unpinned
-  uint64_t pins = 0;             // pin counts of all clients
-  uint64_t evictions = 0;        // since start
-  uint32_t clients = 0;          // without the store itself
+  uint32_t pinned = 0;     // slots with at least one pin, of any state
+  uint32_t idle = 0;       // committed and unpinned
+  uint64_t pins = 0;       // pin counts of all clients
+  uint64_t evictions = 0;  // since start
+  uint32_t clients = 0;    // without the store itself
 };
 
 // Not thread-safe: lives on one serial executor. All operations are O(slots named * log slots).
@@ -126,8 +126,8 @@ class StoreCore {
     uint64_t generation = 1;
     ClientId owner = kStoreItself;  // while kReserved
     uint32_t pins = 0;
-    uint64_t used = 0;              // tick of the last use
-    BlockPlace block;               // while kCommitted; its fingerprint while not kFree
+    uint64_t used = 0;  // tick of the last use
+    BlockPlace block;   // while kCommitted; its fingerprint while not kFree
   };
   struct Client {
     FingerprintId fingerprint;
@@ -147,14 +147,16 @@ class StoreCore {
   void UpdateEvictable(uint32_t slot);
   // The `count` slots to evict in order; empty when there are not that many.
   std::vector<uint32_t> PlanEviction(uint32_t count) const;
-  BlockName ParentOf(const BlockPlace& block) const { return {block.name.fingerprint, block.parent}; }
+  BlockName ParentOf(const BlockPlace& block) const {
+    return {block.name.fingerprint, block.parent};
+  }
 
   std::vector<Slot> slots_;
-  std::vector<uint32_t> free_;                                // stack
+  std::vector<uint32_t> free_;  // stack
   std::map<ClientId, Client> clients_;
   absl::flat_hash_map<BlockName, uint32_t> index_;
-  absl::flat_hash_map<BlockName, uint32_t> children_;         // indexed blocks by parent
-  std::set<std::pair<uint64_t, uint32_t>> evictable_;         // (used, slot)
+  absl::flat_hash_map<BlockName, uint32_t> children_;  // indexed blocks by parent
+  std::set<std::pair<uint64_t, uint32_t>> evictable_;  // (used, slot)
   std::vector<BlockChange> changes_;
   uint64_t next_seq_ = 1;
   uint64_t tick_ = 0;

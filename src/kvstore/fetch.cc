@@ -104,8 +104,6 @@ std::vector<uint32_t> PrefixFetch::TakeVerified() {
   return out;
 }
 
-bool PrefixFetch::finished() const {
-  return in_flight_ == 0 && (ended_ || next_ >= limit_);
-}
+bool PrefixFetch::finished() const { return in_flight_ == 0 && (ended_ || next_ >= limit_); }
 
 }  // namespace antiphon::kvstore

@@ -70,8 +70,8 @@ class LeaseStream final : public grpc::ServerBidiReactor<wire::LeaseRequest, wir
   grpc::CallbackServerContext* const context_;
   wire::LeaseRequest request_;
   wire::LeaseReply reply_;
-  ClientId lease_ = 0;            // the executor's
-  Executor::TimerId timer_ = 0;   // the executor's
+  ClientId lease_ = 0;           // the executor's
+  Executor::TimerId timer_ = 0;  // the executor's
 };
 
 class LeaseService final : public wire::KvStore::CallbackService {
@@ -104,8 +104,11 @@ class LeaseCall final : public grpc::ClientBidiReactor<wire::LeaseRequest, wire:
 
   LeaseCall(std::shared_ptr<CallBook> book, LeaseClient::LeaseId id,
             std::shared_ptr<grpc::Channel> channel, wire::LeaseRequest request, Answer answer)
-      : book_(std::move(book)), id_(id), stub_(wire::KvStore::NewStub(channel)),
-        request_(std::move(request)), answer_(std::move(answer)) {}
+      : book_(std::move(book)),
+        id_(id),
+        stub_(wire::KvStore::NewStub(channel)),
+        request_(std::move(request)),
+        answer_(std::move(answer)) {}
 
   void Start(std::chrono::system_clock::time_point deadline) {
     context_.set_deadline(deadline);
@@ -164,17 +167,16 @@ class GrpcLeaseClient final : public LeaseClient {
     *request.mutable_hello() = MakeHello(self_);
     request.set_fingerprint_id(query.fingerprint.ToBytes());
     for (const BlockKey& key : query.keys) request.add_keys(key.ToBytes());
-    auto* call = new LeaseCall(
-        book_, id, ChannelTo(query.rpc_address), std::move(request),
-        [this, id](absl::StatusOr<wire::LeaseReply> reply) {
-          executor_->Post([this, id, reply = std::move(reply)]() mutable {
-            auto it = waiting_.find(id);
-            if (it == waiting_.end()) return;
-            Granted granted = std::move(it->second);
-            waiting_.erase(it);
-            granted(std::move(reply));
-          });
-        });
+    auto* call = new LeaseCall(book_, id, ChannelTo(query.rpc_address), std::move(request),
+                               [this, id](absl::StatusOr<wire::LeaseReply> reply) {
+                                 executor_->Post([this, id, reply = std::move(reply)]() mutable {
+                                   auto it = waiting_.find(id);
+                                   if (it == waiting_.end()) return;
+                                   Granted granted = std::move(it->second);
+                                   waiting_.erase(it);
+                                   granted(std::move(reply));
+                                 });
+                               });
     {
       absl::MutexLock lock(&book_->mu);
       book_->calls[id] = call;

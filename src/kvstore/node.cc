@@ -18,8 +18,8 @@ namespace {
 
 absl::StatusOr<BlockKey> KeyFrom(const std::string& bytes, const char* field) {
   if (auto key = BlockKey::FromBytes(bytes)) return *key;
-  return absl::InvalidArgumentError(fmt::format("{} has {} bytes; 16 expected", field,
-                                                bytes.size()));
+  return absl::InvalidArgumentError(
+      fmt::format("{} has {} bytes; 16 expected", field, bytes.size()));
 }
 
 template <typename Refs>
@@ -153,9 +153,9 @@ absl::Status StoreNode::Attach(SessionId id, const wire::StoreRequest& request,
   RETURN_IF_ERROR(Negotiate(options_.self, attach.hello()).status());
   ASSIGN_OR_RETURN(const KvLayout layout, LayoutFromProto(attach.layout()));
   if (attach.fingerprint().layout() != layout.Text()) {
-    return absl::InvalidArgumentError(fmt::format(
-        "fingerprint.layout is '{}' but the layout is '{}'", attach.fingerprint().layout(),
-        layout.Text()));
+    return absl::InvalidArgumentError(
+        fmt::format("fingerprint.layout is '{}' but the layout is '{}'",
+                    attach.fingerprint().layout(), layout.Text()));
   }
   RETURN_IF_ERROR(SetLayout(layout));
   session.attached = true;
@@ -260,8 +260,8 @@ absl::Status StoreNode::HandleLease(ClientId lease, const wire::LeaseRequest& re
     if (!request.has_hello()) return absl::InvalidArgumentError("hello is missing");
     RETURN_IF_ERROR(Negotiate(options_.self, request.hello()).status());
     if (!fingerprint.has_value()) {
-      return absl::InvalidArgumentError(fmt::format("fingerprint_id has {} bytes; 16 expected",
-                                                    request.fingerprint_id().size()));
+      return absl::InvalidArgumentError(
+          fmt::format("fingerprint_id has {} bytes; 16 expected", request.fingerprint_id().size()));
     }
     *reply.mutable_hello() = MakeHello(options_.self);
   }

@@ -102,7 +102,7 @@ class StoreNode {
  private:
   struct Metrics;
   struct Session {
-    ReplySink sink;          // empty after Disconnect
+    ReplySink sink;  // empty after Disconnect
     bool attached = false;
     FingerprintId fingerprint;
   };
@@ -114,7 +114,7 @@ class StoreNode {
     Executor::TimerId timer = 0;
     StreamFetch plan;
     std::map<uint64_t, transfer::PullId> pulls;  // by tag
-    uint64_t close_id = 0;   // of the FetchClose to answer
+    uint64_t close_id = 0;                       // of the FetchClose to answer
   };
   // A running FetchPrefix.
   struct Prefix {
@@ -130,7 +130,7 @@ class StoreNode {
     Executor::TimerId timer = 0;
     LeaseClient::LeaseId lease = 0;
     std::string data_address;
-    std::vector<SlotId> source, dest;            // dest: reserved by the store, until let go
+    std::vector<SlotId> source, dest;  // dest: reserved by the store, until let go
     std::vector<SlotHeader> expected;
     std::vector<bool> held;                      // dest not let go yet
     std::map<uint32_t, transfer::PullId> pulls;  // by block
@@ -164,7 +164,7 @@ class StoreNode {
   absl::Status CheckBlock(const SlotHeader& expected, SlotId dest) const;
   void EnterBlock(Prefix& prefix, uint32_t block);
   void EndPrefix(uint64_t id);
-  void PumpPrefix(uint64_t id);           // may erase it
+  void PumpPrefix(uint64_t id);  // may erase it
   void EndFetchesOf(SessionId session);
   std::vector<transfer::Slice> SlicesOf(const LayerCopy& copy) const;
   transfer::PullId Pull(transfer::PullRequest request, absl::AnyInvocable<absl::Status()> verify,
@@ -186,12 +186,12 @@ class StoreNode {
   size_t slot_bytes_ = 0;
   std::unique_ptr<StoreCore> core_;
   std::map<SessionId, Session> sessions_;
-  std::map<ClientId, bool> leases_;          // of other stores; true: fingerprint known
+  std::map<ClientId, bool> leases_;  // of other stores; true: fingerprint known
   ClientId next_client_ = 1;
   std::map<StreamKey, Stream> streams_;
   std::map<uint64_t, Prefix> prefixes_;
   uint64_t next_prefix_ = 1;
-  std::map<uint32_t, int> writing_;          // slots that copies in flight write into
+  std::map<uint32_t, int> writing_;  // slots that copies in flight write into
   bool draining_ = false;
   std::shared_ptr<char> alive_ = std::make_shared<char>();
 };

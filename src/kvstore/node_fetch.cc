@@ -103,9 +103,10 @@ absl::Status StoreNode::OpenStream(SessionId session, const wire::StoreRequest& 
   stream.incarnation = open.source_incarnation();
   const absl::Duration life = DeadlineOf(open.deadline_ms(), kStreamDefault, kStreamMax);
   stream.deadline = options_.clock->Now() + life;
-  stream.timer = options_.executor->PostAfter(life, Guard([this, key] {
-    EndStream(key, absl::DeadlineExceededError("the fetch's deadline passed"));
-  }));
+  stream.timer = options_.executor->PostAfter(
+      life, Guard([this, key] {
+        EndStream(key, absl::DeadlineExceededError("the fetch's deadline passed"));
+      }));
   return absl::OkStatus();
 }
 
@@ -268,14 +269,13 @@ void StoreNode::OpenPrefix(SessionId session, uint64_t request_id,
   const absl::Duration life = DeadlineOf(fetch.deadline_ms(), kPrefixDefault, kPrefixMax);
   prefix.deadline = options_.clock->Now() + life;
   prefix.timer = options_.executor->PostAfter(life, Guard([this, id] { EndPrefix(id); }));
-  prefix.lease = options_.leases->Open(
-      {.rpc_address = fetch.source_rpc_address(),
-       .fingerprint = prefix.fingerprint,
-       .keys = prefix.keys,
-       .timeout = life},
-      Guard([this, id](absl::StatusOr<wire::LeaseReply> grant) {
-        PrefixGranted(id, std::move(grant));
-      }));
+  prefix.lease = options_.leases->Open({.rpc_address = fetch.source_rpc_address(),
+                                        .fingerprint = prefix.fingerprint,
+                                        .keys = prefix.keys,
+                                        .timeout = life},
+                                       Guard([this, id](absl::StatusOr<wire::LeaseReply> grant) {
+                                         PrefixGranted(id, std::move(grant));
+                                       }));
 }
 
 void StoreNode::PrefixGranted(uint64_t id, absl::StatusOr<wire::LeaseReply> grant) {
@@ -325,12 +325,12 @@ void StoreNode::PrefixGranted(uint64_t id, absl::StatusOr<wire::LeaseReply> gran
 absl::Status StoreNode::CheckBlock(const SlotHeader& expected, SlotId dest) const {
   std::byte* slot = SlotAt(dest.slot);
   ASSIGN_OR_RETURN(const SlotHeader got, ReadSlotHeader({slot, kSlotHeaderBytes}));
-  const char* differs = got.key != expected.key                   ? "key"
-                        : got.parent != expected.parent           ? "parent"
-                        : got.fingerprint != expected.fingerprint ? "fingerprint"
-                        : got.generation != expected.generation   ? "generation"
-                        : got.position != expected.position       ? "position"
-                        : got.token_ids != expected.token_ids     ? "token ids"
+  const char* differs = got.key != expected.key                           ? "key"
+                        : got.parent != expected.parent                   ? "parent"
+                        : got.fingerprint != expected.fingerprint         ? "fingerprint"
+                        : got.generation != expected.generation           ? "generation"
+                        : got.position != expected.position               ? "position"
+                        : got.token_ids != expected.token_ids             ? "token ids"
                         : got.layer_checksums != expected.layer_checksums ? "layer checksums"
                                                                           : nullptr;
   if (differs != nullptr) {
@@ -343,18 +343,18 @@ absl::Status StoreNode::CheckBlock(const SlotHeader& expected, SlotId dest) cons
 
 void StoreNode::StartBlock(uint64_t id, Prefix& prefix, uint32_t block) {
   const SlotId dest = prefix.dest[block];
-  prefix.pulls[block] =
-      Pull({.peer = prefix.data_address,
-            .region = prefix.incarnation,
-            .slices = {{prefix.source[block].slot * uint64_t{slot_bytes_}, SlotAt(dest.slot),
-                        static_cast<uint32_t>(slot_bytes_)}},
-            .deadline = prefix.deadline},
-           [this, alive = std::weak_ptr<char>(alive_), expected = prefix.expected[block],
-            dest]() -> absl::Status {
-             if (alive.expired()) return absl::CancelledError("the store is gone");
-             return CheckBlock(expected, dest);
-           },
-           Guard([this, id, block](absl::Status status) { BlockDone(id, block, status); }));
+  prefix.pulls[block] = Pull(
+      {.peer = prefix.data_address,
+       .region = prefix.incarnation,
+       .slices = {{prefix.source[block].slot * uint64_t{slot_bytes_}, SlotAt(dest.slot),
+                   static_cast<uint32_t>(slot_bytes_)}},
+       .deadline = prefix.deadline},
+      [this, alive = std::weak_ptr<char>(alive_), expected = prefix.expected[block],
+       dest]() -> absl::Status {
+        if (alive.expired()) return absl::CancelledError("the store is gone");
+        return CheckBlock(expected, dest);
+      },
+      Guard([this, id, block](absl::Status status) { BlockDone(id, block, status); }));
 }
 
 void StoreNode::BlockDone(uint64_t id, uint32_t block, const absl::Status& status) {

@@ -3,8 +3,8 @@
 namespace antiphon::kvstore {
 namespace {
 
-constexpr const char* kOps[] = {"attach",     "reserve",      "pin_prefix", "pin_slots",
-                                "commit",     "release",      "fetch_open", "fetch_extend",
+constexpr const char* kOps[] = {"attach",      "reserve",      "pin_prefix", "pin_slots",
+                                "commit",      "release",      "fetch_open", "fetch_extend",
                                 "fetch_close", "fetch_prefix", "unknown"};
 
 constexpr const char kLeasesHelp[] =
@@ -14,8 +14,8 @@ constexpr const char kLeasesHelp[] =
 }  // namespace
 
 StoreNode::Metrics::Metrics(Registry& r)
-    : capacity(r.AddGauge("antiphon_kvstore_capacity_bytes", "Size of the pool.",
-                          {{"tier", "dram"}})),
+    : capacity(
+          r.AddGauge("antiphon_kvstore_capacity_bytes", "Size of the pool.", {{"tier", "dram"}})),
       used(r.AddGauge("antiphon_kvstore_used_bytes", "Bytes of slots that are not free.",
                       {{"tier", "dram"}})),
       objects(r.AddGauge("antiphon_kvstore_objects", "Blocks in the index.", {{"tier", "dram"}})),

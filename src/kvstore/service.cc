@@ -38,8 +38,12 @@ constexpr absl::Duration kIdleCheckEvery = absl::Milliseconds(50);
 class KvStoreService final : public Service {
  public:
   explicit KvStoreService(DaemonContext& context)
-      : config_(*context.config), self_(context.self), registry_(*context.registry),
-        seed_(context.random_seed), clock_(Clock::Real()), announce_(context.announce) {}
+      : config_(*context.config),
+        self_(context.self),
+        registry_(*context.registry),
+        seed_(context.random_seed),
+        clock_(Clock::Real()),
+        announce_(context.announce) {}
 
   ~KvStoreService() override {
     stop_.store(true);
@@ -56,16 +60,18 @@ class KvStoreService final : public Service {
 
   absl::Status Start() {
     ASSIGN_OR_RETURN(pool_, Pool::Create(config_.kvstore().pool().bytes()));
-    ASSIGN_OR_RETURN(transport_, transfer::MakeTcpTransport(
-                                     {.listen = config_.kvstore().data().listen(),
-                                      .advertise = [this](uint16_t port) {
-                                        return AdvertisedAddress(config_.kvstore().data(), port);
-                                      },
-                                      .seed = seed_,
-                                      .clock = &clock_,
-                                      .registry = &registry_}));
-    RETURN_IF_ERROR(transport_->Export(self_.incarnation, pool_->memory().data(),
-                                       pool_->memory().size()));
+    ASSIGN_OR_RETURN(transport_,
+                     transfer::MakeTcpTransport({.listen = config_.kvstore().data().listen(),
+                                                 .advertise =
+                                                     [this](uint16_t port) {
+                                                       return AdvertisedAddress(
+                                                           config_.kvstore().data(), port);
+                                                     },
+                                                 .seed = seed_,
+                                                 .clock = &clock_,
+                                                 .registry = &registry_}));
+    RETURN_IF_ERROR(
+        transport_->Export(self_.incarnation, pool_->memory().data(), pool_->memory().size()));
     leases_ = MakeGrpcLeaseClient(self_, &executor_, &clock_);
     NodeOptions options{.self = self_,
                         .pool = pool_->memory(),
@@ -79,10 +85,9 @@ class KvStoreService final : public Service {
     // The node names its RPC address to workers, and the RPC server serves the node.
     node_ = std::make_unique<StoreNode>(std::move(options));
     lease_service_ = MakeLeaseService(node_.get(), &executor_);
-    ASSIGN_OR_RETURN(rpc_, RpcServer::Start(config_.kvstore().rpc().listen(),
-                                            {lease_service_.get()}));
-    rpc_address_ =
-        AdvertisedAddress(config_.kvstore().rpc(), static_cast<uint16_t>(rpc_->port()));
+    ASSIGN_OR_RETURN(rpc_,
+                     RpcServer::Start(config_.kvstore().rpc().listen(), {lease_service_.get()}));
+    rpc_address_ = AdvertisedAddress(config_.kvstore().rpc(), static_cast<uint16_t>(rpc_->port()));
     node_->set_rpc_address(rpc_address_);
     // With an automatic port only the parent knows it.
     const auto ops = ParseHostPort(config_.kvstore().ops().listen());
@@ -163,21 +168,20 @@ class KvStoreService final : public Service {
   }
 
   void StartLink() {
-    ConductorLinkOptions options{
-        .conductors = {config_.cluster().conductors().begin(),
-                       config_.cluster().conductors().end()},
-        .self = self_,
-        .executor = &executor_,
-        .hello = [this] { return MakeNodeHello(); },
-        .on_need_snapshot =
-            [this](const std::string& conductor) {
-              // What is pending is in the snapshot too.
-              FlushEvents();
-              wire::NodeReport report;
-              node_->FillSnapshot(*report.mutable_events());
-              link_->Send(conductor, report);
-              SendLoad();
-            }};
+    ConductorLinkOptions options{.conductors = {config_.cluster().conductors().begin(),
+                                                config_.cluster().conductors().end()},
+                                 .self = self_,
+                                 .executor = &executor_,
+                                 .hello = [this] { return MakeNodeHello(); },
+                                 .on_need_snapshot =
+                                     [this](const std::string& conductor) {
+                                       // What is pending is in the snapshot too.
+                                       FlushEvents();
+                                       wire::NodeReport report;
+                                       node_->FillSnapshot(*report.mutable_events());
+                                       link_->Send(conductor, report);
+                                       SendLoad();
+                                     }};
     // Started on the executor, so that its callbacks find link_ set.
     executor_.Post([this, options = std::move(options)]() mutable {
       link_ = ConductorLink::Start(std::move(options));

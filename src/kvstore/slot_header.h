@@ -17,10 +17,10 @@ namespace antiphon::kvstore {
 
 struct SlotHeader {
   BlockKey key;
-  BlockKey parent;                // block 0: the root key when the writer told it, else zero
+  BlockKey parent;  // block 0: the root key when the writer told it, else zero
   FingerprintId fingerprint;
-  uint64_t generation = 0;        // of the slot that this header lies in
-  uint32_t position = 0;          // block index in its sequence
+  uint64_t generation = 0;  // of the slot that this header lies in
+  uint32_t position = 0;    // block index in its sequence
   std::vector<uint32_t> token_ids;
   std::vector<uint64_t> layer_checksums;
 };

@@ -1,9 +1,9 @@
 #include "kvstore/socket_server.h"
 
+#include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
-#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -13,8 +13,8 @@
 #include <cstring>
 #include <deque>
 #include <fstream>
-#include <set>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -88,7 +88,9 @@ using ConnectionRef = std::shared_ptr<Connection>;
 class UnixSocketServer final : public SocketServer {
  public:
   UnixSocketServer(SocketServerOptions options, int listen_fd, int lock_fd)
-      : options_(std::move(options)), listen_fd_(listen_fd), lock_fd_(lock_fd),
+      : options_(std::move(options)),
+        listen_fd_(listen_fd),
+        lock_fd_(lock_fd),
         loop_("kv-socket", *options_.clock) {}
 
   ~UnixSocketServer() override {
@@ -131,8 +133,7 @@ class UnixSocketServer final : public SocketServer {
     c->watch = loop_.Watch(fd, EPOLLIN, [this, c](uint32_t events) { OnEvents(c, events); });
     connections_.insert(c);
     options_.executor->Post([this, c] {
-      c->session =
-          options_.node->OpenSession([this, c](const wire::StoreReply& r) { Send(c, r); });
+      c->session = options_.node->OpenSession([this, c](const wire::StoreReply& r) { Send(c, r); });
     });
   }
 
@@ -286,14 +287,12 @@ absl::StatusOr<std::unique_ptr<SocketServer>> SocketServer::Bind(SocketServerOpt
   if (lock_fd < 0) return failed("create the lock beside");
   if (flock(lock_fd, LOCK_EX | LOCK_NB) != 0) {
     close(lock_fd);
-    return absl::UnavailableError(
-        fmt::format("another store runs on {}; a host has one store in a cluster.runtime_dir",
-                    options.path));
+    return absl::UnavailableError(fmt::format(
+        "another store runs on {}; a host has one store in a cluster.runtime_dir", options.path));
   }
   unlink(options.path.c_str());
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0 ||
-      bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+  if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
       chmod(options.path.c_str(), 0660) != 0) {
     const absl::Status status = failed("create");
     if (fd >= 0) close(fd);

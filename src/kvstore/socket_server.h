@@ -14,8 +14,8 @@ namespace antiphon::kvstore {
 
 struct SocketServerOptions {
   std::string path;
-  int pool_fd = -1;              // passed to workers that attach; stays the caller's
-  StoreNode* node = nullptr;     // used on `executor` only
+  int pool_fd = -1;           // passed to workers that attach; stays the caller's
+  StoreNode* node = nullptr;  // used on `executor` only
   Executor* executor = nullptr;
   const Clock* clock = nullptr;
 };

@@ -260,7 +260,8 @@ TEST(CorePropertyTest, RandomOperationsKeepTheInvariants) {
           const bool may = core.MayWrite(c, s);
           EXPECT_EQ(may, (model.reserved[{c, s.slot}] == 1));
           const auto done = core.Commit(
-              c, s, Chain(static_cast<uint16_t>(random(6)), static_cast<uint16_t>(1000 * random(3))));
+              c, s,
+              Chain(static_cast<uint16_t>(random(6)), static_cast<uint16_t>(1000 * random(3))));
           EXPECT_EQ(done.ok(), may);
           if (!may) break;
           --model.reserved[{c, s.slot}];

@@ -37,8 +37,8 @@ std::vector<SlotId> PutChain(TestWorker& worker, const TestChain& chain, uint64_
   const auto slots = worker.Reserve(static_cast<uint32_t>(chain.keys.size()));
   EXPECT_THAT(slots, SizeIs(chain.keys.size()));
   for (uint32_t i = 0; i < slots.size(); ++i) {
-    EXPECT_EQ(worker.Commit(slots[i], chain.parent(i), i, chain.tokens[i], seed + i).status().code(),
-              0);
+    EXPECT_EQ(
+        worker.Commit(slots[i], chain.parent(i), i, chain.tokens[i], seed + i).status().code(), 0);
   }
   return slots;
 }

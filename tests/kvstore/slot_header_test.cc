@@ -87,8 +87,7 @@ TEST(SlotHeaderTest, AWrongByteInAnyFilledTokenFailsTheLayer) {
                                       LayerChecksum(kLayout, at(2), 5)};
   EXPECT_TRUE(VerifyLayers(kLayout, payload.data(), 1, 5, sums).ok());
   at(2)[4 * kLayout.token_bytes()] ^= std::byte{1};
-  EXPECT_EQ(VerifyLayers(kLayout, payload.data(), 1, 5, sums).code(),
-            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(VerifyLayers(kLayout, payload.data(), 1, 5, sums).code(), absl::StatusCode::kDataLoss);
   at(2)[4 * kLayout.token_bytes()] ^= std::byte{1};
   at(2)[5 * kLayout.token_bytes()] ^= std::byte{1};  // not filled
   EXPECT_TRUE(VerifyLayers(kLayout, payload.data(), 1, 5, sums).ok());

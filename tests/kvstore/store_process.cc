@@ -73,8 +73,10 @@ StoreProcess::StoreProcess(std::vector<std::string> flags) {
     std::erase_if(args, [&](const std::string& arg) { return arg.rfind(key, 0) == 0; });
     args.push_back(flag);
   }
+  const std::string parent = std::to_string(getpid());
   pid_ = fork();
   if (pid_ == 0) {
+    setenv("ANTIPHON_PARENT_PID", parent.c_str(), 1);  // ends with us, however we end
     fcntl(fds[1], F_SETFD, 0);
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
@@ -162,24 +164,23 @@ absl::StatusOr<std::unique_ptr<TestWorker>> TestWorker::Attach(const std::string
   fingerprint.set_weights_digest(weights);
   fingerprint.set_kv_dtype("bf16");
   fingerprint.set_layout(layout.Text());
-  ASSIGN_OR_RETURN(
-      worker->client_,
-      StoreClient::Attach(
-          {.socket_path = socket_path,
-           .self = {.cluster = "antiphon", .node = NodeId("test"), .incarnation = 1},
-           .layout = layout,
-           .fingerprint = &fingerprint,
-           .executor = &worker->executor_,
-           .on_event =
-               [w](const wire::StoreReply& reply) {
-                 absl::MutexLock lock(&w->mu_);
-                 w->progress_[reply.progress().fetch()] = reply.progress();
-               },
-           .on_lost =
-               [w](absl::Status) {
-                 absl::MutexLock lock(&w->mu_);
-                 w->lost_ = true;
-               }}));
+  ASSIGN_OR_RETURN(worker->client_,
+                   StoreClient::Attach(
+                       {.socket_path = socket_path,
+                        .self = {.cluster = "antiphon", .node = NodeId("test"), .incarnation = 1},
+                        .layout = layout,
+                        .fingerprint = &fingerprint,
+                        .executor = &worker->executor_,
+                        .on_event =
+                            [w](const wire::StoreReply& reply) {
+                              absl::MutexLock lock(&w->mu_);
+                              w->progress_[reply.progress().fetch()] = reply.progress();
+                            },
+                        .on_lost =
+                            [w](absl::Status) {
+                              absl::MutexLock lock(&w->mu_);
+                              w->lost_ = true;
+                            }}));
   return worker;
 }
 
@@ -249,8 +250,8 @@ bool TestWorker::Holds(SlotId slot, uint64_t seed) const {
 std::vector<uint64_t> TestWorker::Checksums(SlotId slot, uint32_t tokens) const {
   std::vector<uint64_t> out;
   for (uint32_t l = 0; l < layout_.layers; ++l) {
-    out.push_back(LayerChecksum(
-        layout_, client_->Payload(slot.slot) + l * layout_.layer_bytes(), tokens));
+    out.push_back(
+        LayerChecksum(layout_, client_->Payload(slot.slot) + l * layout_.layer_bytes(), tokens));
   }
   return out;
 }

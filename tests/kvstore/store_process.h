@@ -44,8 +44,8 @@ class StoreProcess {
   std::map<std::string, std::string> addresses_;
 };
 
-inline constexpr KvLayout kTestLayout{.block_tokens = 16, .layers = 4, .kv_heads = 2,
-                                      .head_dim = 64};
+inline constexpr KvLayout kTestLayout{
+    .block_tokens = 16, .layers = 4, .kv_heads = 2, .head_dim = 64};
 
 // A worker with synchronous calls.
 class TestWorker {

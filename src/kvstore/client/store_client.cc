@@ -142,8 +142,10 @@ class Gate {
 class SocketStoreClient final : public StoreClient {
  public:
   SocketStoreClient(AttachOptions options, Fd socket)
-      : executor_(options.executor), socket_(std::move(socket)),
-        wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), gate_(std::make_shared<Gate>()),
+      : executor_(options.executor),
+        socket_(std::move(socket)),
+        wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+        gate_(std::make_shared<Gate>()),
         callbacks_(std::make_shared<Callbacks>()) {
     callbacks_->on_event = std::move(options.on_event);
     callbacks_->on_lost = std::move(options.on_lost);
@@ -261,7 +263,7 @@ class SocketStoreClient final : public StoreClient {
 
   absl::Status MapPool(const wire::StoreReply::Attached& attached, const KvLayout& layout,
                        int memfd) {
-    struct stat info{};
+    struct stat info {};
     if (attached.slot_bytes() != layout.slot_bytes() || attached.slot_count() == 0 ||
         uint64_t{attached.slot_count()} * attached.slot_bytes() > attached.pool_bytes() ||
         fstat(memfd, &info) != 0 || static_cast<uint64_t>(info.st_size) < attached.pool_bytes()) {

@@ -30,7 +30,7 @@ struct AttachOptions {
   Identity self;
   KvLayout layout;
   const wire::Fingerprint* fingerprint = nullptr;  // copied
-  Executor* executor = nullptr;  // where every callback runs; outlives the client
+  Executor* executor = nullptr;                    // where every callback runs; outlives the client
   absl::AnyInvocable<void(const wire::StoreReply&)> on_event;  // FetchProgress
   // Once, after all pending calls ended UNAVAILABLE: the store is gone. The pool stays mapped until
   // the client is destroyed.
