@@ -62,11 +62,9 @@ absl::Status CheckListen(const std::string& listen, const std::string& flag) {
   uint16_t real = 0;
   const auto fd = ListenTcp(*address, real);
   if (!fd.ok()) {
-    return absl::UnavailableError(fmt::format(
-        "{}; choose another with {}, e.g. {} {}", std::string(fd.status().message()), flag, flag,
-        HostPort{address->host,
-                 static_cast<uint16_t>(address->port < 60000 ? address->port + 10 : 8010)}
-            .Text()));
+    const auto other = static_cast<uint16_t>(address->port < 60000 ? address->port + 10 : 8010);
+    return absl::UnavailableError(fmt::format("{}, e.g. {} {}", std::string(fd.status().message()),
+                                              flag, HostPort{address->host, other}.Text()));
   }
   close(*fd);
   return absl::OkStatus();
