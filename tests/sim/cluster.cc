@@ -119,9 +119,8 @@ std::shared_ptr<Pipe> Cluster::Connect(Process& from, Process& to) {
   if (pipes_.size() >= 64) {
     std::erase_if(pipes_, [](const auto& weak) { return weak.expired(); });
     std::erase_if(half_closes_, [this](const auto& entry) {
-      return std::none_of(pipes_.begin(), pipes_.end(), [&](const auto& weak) {
-        return weak.lock().get() == entry.first;
-      });
+      return std::none_of(pipes_.begin(), pipes_.end(),
+                          [&](const auto& weak) { return weak.lock().get() == entry.first; });
     });
   }
   pipes_.push_back(pipe);
@@ -144,8 +143,7 @@ WorkerProcess* Cluster::WorkerAt(const std::string& address) {
 
 StoreProcess* Cluster::StoreAt(const std::string& address) {
   auto it = by_address_.find(address);
-  return it == by_address_.end() ? nullptr
-                                 : dynamic_cast<StoreProcess*>(it->second->process.get());
+  return it == by_address_.end() ? nullptr : dynamic_cast<StoreProcess*>(it->second->process.get());
 }
 
 StoreProcess* Cluster::StoreOf(uint32_t host) {

@@ -24,7 +24,7 @@ class GatewayProcess;
 
 struct ClusterShape {
   uint32_t hosts = 1;
-  uint32_t slots = 64;                    // of each store
+  uint32_t slots = 64;  // of each store
   std::vector<uint32_t> prefill_hosts = {0};
   std::vector<uint32_t> decode_hosts = {0};
   uint32_t chunk_tokens = 16;
@@ -45,8 +45,8 @@ struct Outcome {
   Ask ask;
   int ends = 0;
   bool cancelled = false;
-  bool finished = false;      // ended as it should
-  std::string error;          // the terminal error
+  bool finished = false;  // ended as it should
+  std::string error;      // the terminal error
   std::vector<uint32_t> tokens;
   uint32_t cached = 0;
   uint32_t replacements = 0;
@@ -80,7 +80,7 @@ class Cluster {
   World& world() { return *world_; }
   std::shared_ptr<Pipe> Connect(Process& from, Process& to);
   WorkerProcess* WorkerAt(const std::string& address);
-  StoreProcess* StoreAt(const std::string& address);   // RPC or data address
+  StoreProcess* StoreAt(const std::string& address);  // RPC or data address
   StoreProcess* StoreOf(uint32_t host);
   ConductorProcess* conductor();
   GatewayProcess& gateway() { return *gateway_; }

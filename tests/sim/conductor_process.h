@@ -17,8 +17,7 @@ class ConductorProcess final : public Process {
   explicit ConductorProcess(Cluster* cluster);
 
   // A node opened Join: `pipe`'s side 1 is this conductor; directives run `deliver` at side 0.
-  void Accept(std::shared_ptr<Pipe> pipe,
-              std::function<void(const wire::NodeDirective&)> deliver);
+  void Accept(std::shared_ptr<Pipe> pipe, std::function<void(const wire::NodeDirective&)> deliver);
   // A report travels over `pipe` from its side 0.
   void Deliver(const std::shared_ptr<Pipe>& pipe, const wire::NodeReport& report);
   static void Deliver(Cluster* cluster, const std::shared_ptr<Pipe>& pipe,

@@ -65,7 +65,8 @@ void GatewayProcess::Begin(size_t index, Outcome* outcome) {
   by_id_[spec.id.ToBytes()] = index;
   Running& r = running_[index];
   r.outcome = outcome;
-  r.generation = std::make_unique<gateway::Generation>(std::move(spec), gateway::GenerationLimits{});
+  r.generation =
+      std::make_unique<gateway::Generation>(std::move(spec), gateway::GenerationLimits{});
   r.generation->Begin(Now());
   Perform(index);
 }
@@ -93,8 +94,9 @@ void GatewayProcess::Perform(size_t index) {
     } else if (auto* report = std::get_if<gateway::Report>(&action)) {
       ConductorProcess* conductor = cluster_->conductor();
       if (conductor == nullptr) continue;
-      cluster_->Connect(*this, *conductor)
-          ->Send(0, [conductor, m = report->report] { conductor->Finish(m); });
+      cluster_->Connect(*this, *conductor)->Send(0, [conductor, m = report->report] {
+        conductor->Finish(m);
+      });
     } else if (auto* end = std::get_if<gateway::End>(&action)) {
       End(r, end->ending);
     }
@@ -146,8 +148,7 @@ void GatewayProcess::Do(size_t index, Running& r, gateway::StartOn& action) {
         Perform(i);
       }
     });
-    worker->AcceptGateway(pipe,
-                          [this](const wire::TokenBatch& batch) { OnTokens(batch); });
+    worker->AcceptGateway(pipe, [this](const wire::TokenBatch& batch) { OnTokens(batch); });
   }
   wire::GenerateDown down;
   *down.mutable_start() = action.start;
@@ -181,8 +182,8 @@ void GatewayProcess::End(Running& r, const gateway::Ending& ending) {
   Outcome& o = *r.outcome;
   if (++o.ends > 1) world().violations.push_back("two terminal events");
   o.tokens = r.generation->emitted();
-  o.finished = ending.reason == gateway::EndReason::kStop ||
-               ending.reason == gateway::EndReason::kLength;
+  o.finished =
+      ending.reason == gateway::EndReason::kStop || ending.reason == gateway::EndReason::kLength;
   o.cancelled |= ending.reason == gateway::EndReason::kCancelled;
   if (ending.reason == gateway::EndReason::kError) o.error = ending.error.message;
   o.replacements = r.generation->stats().replacements;

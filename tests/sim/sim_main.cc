@@ -175,9 +175,9 @@ std::string RunSeed(uint64_t seed, bool tell, Totals& totals) {
     totals.replaced += o.replacements > 0;
     totals.cached += o.cached > 0;
     if (tell) {
-      std::printf("request %zu: prompt %zu, max %u: %zu tokens, %u cached, %u replacements%s%s\n", i,
-                  o.ask.prompt.size(), o.ask.max_tokens, o.tokens.size(), o.cached, o.replacements,
-                  o.cancelled ? ", cancelled" : "",
+      std::printf("request %zu: prompt %zu, max %u: %zu tokens, %u cached, %u replacements%s%s\n",
+                  i, o.ask.prompt.size(), o.ask.max_tokens, o.tokens.size(), o.cached,
+                  o.replacements, o.cancelled ? ", cancelled" : "",
                   o.error.empty() ? "" : (", error: " + o.error).c_str());
     }
   }
@@ -216,10 +216,11 @@ int Main(int argc, char** argv) {
       break;
     }
   }
-  std::printf("%lu requests: %lu finished, %lu cancelled, %lu errors; %lu placed again, %lu reused "
-              "cached blocks\n",
-              totals.requests, totals.finished, totals.cancelled, totals.errors, totals.replaced,
-              totals.cached);
+  std::printf(
+      "%lu requests: %lu finished, %lu cancelled, %lu errors; %lu placed again, %lu reused "
+      "cached blocks\n",
+      totals.requests, totals.finished, totals.cancelled, totals.errors, totals.replaced,
+      totals.cached);
   for (const auto& [name, count] : totals.counts) {
     std::printf("  %s: %lu\n", name.c_str(), count);
   }

@@ -58,7 +58,8 @@ void SimTransport::CopySlice(transfer::PullId id, size_t index) {
   } else if (!(r.torn && index % 2 == 1)) {
     std::memcpy(slice.local, peer->memory()->data() + slice.remote_offset, slice.bytes);
     if (r.flip && index == 0 && slice.bytes > 0) {
-      slice.local[world.Below(slice.bytes)] ^= std::byte{static_cast<uint8_t>(1 + world.Below(255))};
+      slice.local[world.Below(slice.bytes)] ^=
+          std::byte{static_cast<uint8_t>(1 + world.Below(255))};
     }
   }
   if (--r.left == 0) {
@@ -113,8 +114,7 @@ SimLeases::LeaseId SimLeases::Open(kvstore::LeaseQuery query, Granted granted) {
       }
     });
   });
-  self_->After(query.timeout,
-               [this, id] { Answer(id, absl::DeadlineExceededError("no answer")); });
+  self_->After(query.timeout, [this, id] { Answer(id, absl::DeadlineExceededError("no answer")); });
   return id;
 }
 

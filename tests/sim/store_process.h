@@ -34,7 +34,7 @@ class SimTransport final : public transfer::Transport {
   struct Running {
     transfer::PullRequest request;
     transfer::PullDone done;
-    size_t left = 0;           // slices not copied
+    size_t left = 0;  // slices not copied
     absl::Status status;
     bool lost = false, flip = false, torn = false;
   };

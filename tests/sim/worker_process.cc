@@ -21,12 +21,12 @@ WorkerProcess::WorkerProcess(Cluster* cluster, Role role, uint32_t index, uint32
       host_(host),
       identity_(IdentityOf(name(), cluster->NextIncarnation())) {
   if (role_ == Role::kPrefill) {
-    prefill_ = std::make_unique<prefill::PrefillCore>(
-        prefill::CoreOptions{.layout = fakes::SmallLayout(),
-                             .vocab = kVocab,
-                             .context = kContext,
-                             .publish_layers = 1,
-                             .seconds_per_token = 0.0002});
+    prefill_ =
+        std::make_unique<prefill::PrefillCore>(prefill::CoreOptions{.layout = fakes::SmallLayout(),
+                                                                    .vocab = kVocab,
+                                                                    .context = kContext,
+                                                                    .publish_layers = 1,
+                                                                    .seconds_per_token = 0.0002});
   } else {
     decode_ = std::make_unique<decode::DecodeCore>(
         decode::CoreOptions{.self = NodeId(name()),
@@ -47,8 +47,8 @@ void WorkerProcess::AttachStore() {
     return;
   }
   store_pipe_ = cluster_->Connect(*this, *store_);
-  session_ = store_->Accept(store_pipe_,
-                            [this](const wire::StoreReply& reply) { OnStoreReply(reply); });
+  session_ =
+      store_->Accept(store_pipe_, [this](const wire::StoreReply& reply) { OnStoreReply(reply); });
   store_pipe_->OnBroken(0, [this] {
     if (attached_) {
       attached_ = false;
@@ -72,9 +72,8 @@ void WorkerProcess::AttachStore() {
 
 void WorkerProcess::SendStore(const wire::StoreRequest& request) {
   if (store_pipe_ == nullptr) return;
-  store_pipe_->Send(0, [store = store_, session = session_, request] {
-    store->node().Handle(session, request);
-  });
+  store_pipe_->Send(
+      0, [store = store_, session = session_, request] { store->node().Handle(session, request); });
 }
 
 void WorkerProcess::OnStoreReply(const wire::StoreReply& reply) {
@@ -197,9 +196,8 @@ void WorkerProcess::PerformDecode() {
     } else if (auto* half = std::get_if<decode::HalfClosePrefill>(&action)) {
       auto it = prefills_.find(half->prefill);
       if (it == prefills_.end()) continue;
-      it->second->Send(0, [pipe = it->second, cluster = cluster_] {
-        cluster->HalfClosed(pipe.get());
-      });
+      it->second->Send(
+          0, [pipe = it->second, cluster = cluster_] { cluster->HalfClosed(pipe.get()); });
     } else {
       const uint64_t handle = std::get<decode::CancelPrefill>(action).prefill;
       auto it = prefills_.find(handle);
@@ -286,8 +284,8 @@ void WorkerProcess::Down(const Pipe* pipe, const wire::GenerateDown& down) {
 }
 
 absl::Duration WorkerProcess::LayerTime() {
-  return absl::Microseconds(100) + absl::Microseconds(20) * static_cast<double>(step_tokens_) *
-                                       (0.5 + world().Uniform());
+  return absl::Microseconds(100) +
+         absl::Microseconds(20) * static_cast<double>(step_tokens_) * (0.5 + world().Uniform());
 }
 
 void WorkerProcess::MaybeStep() {

@@ -68,7 +68,7 @@ class WorkerProcess final : public Process {
   fakes::HashRunner runner_;
   bool stepping_ = false;
   size_t step_tokens_ = 0;
-  std::vector<Memory> mapped_;       // pools that a step may still touch
+  std::vector<Memory> mapped_;  // pools that a step may still touch
 
   std::shared_ptr<Pipe> store_pipe_;
   kvstore::StoreNode::SessionId session_ = 0;
@@ -88,7 +88,7 @@ class WorkerProcess final : public Process {
     std::function<void(const wire::PrefillUp&)> up;
     std::function<void(const absl::Status&)> end;
   };
-  std::map<uint64_t, Incoming> incoming_;               // prefill's streams
+  std::map<uint64_t, Incoming> incoming_;  // prefill's streams
 };
 
 }  // namespace antiphon::sim

@@ -2,8 +2,8 @@
 // one history.
 //
 // A process is killed by destroying it: what was scheduled for it is dropped. A paused process
-// (SIGSTOP) runs nothing until it resumes; its memory can still be pulled, as a NIC would. Clocks of
-// processes are skewed in offset and rate.
+// (SIGSTOP) runs nothing until it resumes; its memory can still be pulled, as a NIC would. Clocks
+// of processes are skewed in offset and rate.
 #ifndef ANTIPHON_TESTS_SIM_WORLD_H_
 #define ANTIPHON_TESTS_SIM_WORLD_H_
 
@@ -26,15 +26,15 @@ namespace antiphon::sim {
 // What goes wrong in one history, drawn from its seed.
 struct Faults {
   absl::Duration latency = absl::Microseconds(200);  // mean, of every message
-  double late = 0;           // a message takes up to 100 times as long
-  double pull_lost = 0;      // of a pull: it ends UNAVAILABLE or at its deadline
-  double pull_flip = 0;      // a byte arrives changed
-  double pull_torn = 0;      // only a part arrives, and the end says OK
+  double late = 0;                                   // a message takes up to 100 times as long
+  double pull_lost = 0;  // of a pull: it ends UNAVAILABLE or at its deadline
+  double pull_flip = 0;  // a byte arrives changed
+  double pull_torn = 0;  // only a part arrives, and the end says OK
   double kills_per_s = 0;
   double pauses_per_s = 0;
-  double breaks_per_s = 0;   // of streams
-  double cancels = 0;        // of requests
-  double skew = 0;           // clocks run up to this much faster or slower
+  double breaks_per_s = 0;  // of streams
+  double cancels = 0;       // of requests
+  double skew = 0;          // clocks run up to this much faster or slower
   bool any = false;
 };
 
