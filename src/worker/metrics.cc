@@ -24,7 +24,8 @@ constexpr char kPrefilledHelp[] =
 }  // namespace
 
 WorkerMetrics::WorkerMetrics(Registry& r, bool prefill_role)
-    : ready_(r.AddGauge("antiphon_worker_ready", "1 when this worker can be given work.")),
+    : attached_(r.AddGauge("antiphon_worker_store_attached",
+                           "1 while this worker is attached to the KV store of its host.")),
       running_(r.AddGauge(kRunning, kRunningHelp, kDecode)),
       waiting_prefill_(
           r.AddGauge(kWaiting, kWaitingHelp, {{"stage", "prefill"}, {"reason", "compute"}})),

@@ -26,13 +26,13 @@ class WorkerMetrics {
               const decode::Load& decode, const decode::Counters& decoded, uint32_t slots_held,
               uint32_t slot_count);
   void OnStoreLost() { store_losses_.Add(); }
-  void SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }
+  void OnStoreAttached(bool attached) { attached_.Set(attached ? 1 : 0); }
 
  private:
   // Adds what `now` has grown by since it was seen last.
   static void Grow(Counter& counter, uint64_t now, uint64_t& seen);
 
-  Gauge& ready_;
+  Gauge& attached_;
   Gauge& running_;
   Gauge& waiting_prefill_;
   Gauge& waiting_transfer_;

@@ -89,7 +89,7 @@ void StepLoop::Begin(std::unique_ptr<engine::ModelRunner> runner, internal::v1::
 void StepLoop::Run() {
   while (!stop_) {
     const bool can_run = prefill_ != nullptr;
-    queue_.Run(stepping_ ? absl::ZeroDuration() : kTick);
+    queue_.Run(idle_ ? kTick : absl::ZeroDuration());
     if (!can_run) continue;
     const absl::Time now = options_.clock->Now();
     if (now >= next_tick_) {
@@ -99,6 +99,7 @@ void StepLoop::Run() {
     }
     Perform();
     if (!stepping_) StartStep();
+    idle_ = !stepping_;
     if (stepping_) WatchStep();
     Report();
   }
@@ -216,12 +217,14 @@ void StepLoop::OnStoreAttached(kvstore::StoreClient& client) {
                              .data_address = client.data_address(),
                              .payload = payload});
   decode_->OnStoreAttached({.incarnation = client.store_incarnation(), .payload = payload});
+  metrics_.OnStoreAttached(true);
   events_.on_attached(client.store_incarnation());
 }
 
 void StepLoop::OnStoreLost(const absl::Status& why) {
   LogError("the KV store is lost: {}", std::string(why.message()));
   metrics_.OnStoreLost();
+  metrics_.OnStoreAttached(false);
   const absl::Time now = options_.clock->Now();
   prefill_->OnStoreLost(why, now);
   decode_->OnStoreLost(why, now);

@@ -121,6 +121,7 @@ class StepLoop final : public prefill::StreamHandler,
   bool store_lost_ = false;  // and a step may still touch its pool
   bool draining_ = false;
   bool stepping_ = false;
+  bool idle_ = true;  // the last look found nothing to run
   engine::StepProgress progress_;
   size_t rows_ = 0;  // leading chunks of the step that are decode's
   StepSize step_size_;
