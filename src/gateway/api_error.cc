@@ -11,17 +11,25 @@
 namespace antiphon::gateway {
 
 ApiError InvalidValue(std::string_view param, std::string message) {
-  return {.status = 400, .type = "invalid_request_error", .code = "invalid_value",
-          .param = std::string(param), .message = std::move(message)};
+  return {.status = 400,
+          .type = "invalid_request_error",
+          .code = "invalid_value",
+          .param = std::string(param),
+          .message = std::move(message)};
 }
 
 ApiError UnsupportedParameter(std::string_view param, std::string message) {
-  return {.status = 400, .type = "invalid_request_error", .code = "unsupported_parameter",
-          .param = std::string(param), .message = std::move(message)};
+  return {.status = 400,
+          .type = "invalid_request_error",
+          .code = "unsupported_parameter",
+          .param = std::string(param),
+          .message = std::move(message)};
 }
 
 ApiError InvalidJson(std::string message) {
-  return {.status = 400, .type = "invalid_request_error", .code = "invalid_json",
+  return {.status = 400,
+          .type = "invalid_request_error",
+          .code = "invalid_json",
           .message = std::move(message)};
 }
 
@@ -45,20 +53,24 @@ ApiError ModelNotFound(std::string_view model, std::string_view served) {
           .type = "not_found_error",
           .code = "model_not_found",
           .param = "model",
-          .message = served.empty()
-                         ? fmt::format("The model `{}` does not exist.", model)
-                         : fmt::format("The model `{}` does not exist. Served here: {}.", model,
-                                       served)};
+          .message = served.empty() ? fmt::format("The model `{}` does not exist.", model)
+                                    : fmt::format("The model `{}` does not exist. Served here: {}.",
+                                                  model, served)};
 }
 
 ApiError Unauthenticated(std::string message) {
-  return {.status = 401, .type = "authentication_error", .code = "invalid_api_key",
+  return {.status = 401,
+          .type = "authentication_error",
+          .code = "invalid_api_key",
           .message = std::move(message)};
 }
 
 ApiError Unavailable(std::string_view code, std::string message) {
-  return {.status = 503, .type = "unavailable_error", .code = std::string(code),
-          .message = std::move(message), .retry_after_s = 1};
+  return {.status = 503,
+          .type = "unavailable_error",
+          .code = std::string(code),
+          .message = std::move(message),
+          .retry_after_s = 1};
 }
 
 ApiError Draining() {
@@ -66,30 +78,54 @@ ApiError Draining() {
 }
 
 ApiError TimedOut(std::string message) {
-  return {.status = 504, .type = "timeout_error", .code = "timeout",
-          .message = std::move(message)};
+  return {.status = 504, .type = "timeout_error", .code = "timeout", .message = std::move(message)};
 }
 
 ApiError Internal(std::string_view request_id) {
-  return {.status = 500, .type = "internal_error", .code = "internal_error",
+  return {.status = 500,
+          .type = "internal_error",
+          .code = "internal_error",
           .message = fmt::format("Internal error; the request's id is {}.", request_id)};
 }
 
 ApiError HttpError(int status, std::string message) {
-  ApiError error{.status = status, .type = "invalid_request_error",
-                 .message = std::move(message)};
+  ApiError error{.status = status, .type = "invalid_request_error", .message = std::move(message)};
   switch (status) {
-    case 404: error.type = "not_found_error"; error.code = "route_not_found"; break;
-    case 405: error.code = "method_not_allowed"; break;
-    case 408: error.code = "request_timeout"; break;
-    case 413: error.code = "request_too_large"; break;
-    case 415: error.code = "unsupported_media_type"; break;
-    case 417: error.code = "expectation_failed"; break;
-    case 431: error.code = "headers_too_large"; break;
-    case 501: error.type = "not_supported_error"; error.code = "not_supported"; break;
-    case 503: error.type = "unavailable_error"; error.code = "overloaded"; break;
-    case 505: error.code = "http_version_not_supported"; break;
-    default: error.code = "bad_request";
+    case 404:
+      error.type = "not_found_error";
+      error.code = "route_not_found";
+      break;
+    case 405:
+      error.code = "method_not_allowed";
+      break;
+    case 408:
+      error.code = "request_timeout";
+      break;
+    case 413:
+      error.code = "request_too_large";
+      break;
+    case 415:
+      error.code = "unsupported_media_type";
+      break;
+    case 417:
+      error.code = "expectation_failed";
+      break;
+    case 431:
+      error.code = "headers_too_large";
+      break;
+    case 501:
+      error.type = "not_supported_error";
+      error.code = "not_supported";
+      break;
+    case 503:
+      error.type = "unavailable_error";
+      error.code = "overloaded";
+      break;
+    case 505:
+      error.code = "http_version_not_supported";
+      break;
+    default:
+      error.code = "bad_request";
   }
   return error;
 }
@@ -117,14 +153,21 @@ ApiError FromRejected(const internal::v1::Rejected& rejected, int overload_statu
       error.code = "overloaded";
       error.message = say("The cluster is overloaded.");
       switch (rejected.reason()) {
-        case R::PREDICTED_TTFT: error.rejected_reason = "predicted-ttft"; break;
-        case R::PREDICTED_TBT: error.rejected_reason = "predicted-tbt"; break;
+        case R::PREDICTED_TTFT:
+          error.rejected_reason = "predicted-ttft";
+          break;
+        case R::PREDICTED_TBT:
+          error.rejected_reason = "predicted-tbt";
+          break;
         case R::QUEUE_FULL:
           error.rejected_reason = "queue-full";
           error.code = "queue_full";
           break;
-        case R::NO_KV_SPACE: error.rejected_reason = "no-kv-space"; break;
-        default: break;
+        case R::NO_KV_SPACE:
+          error.rejected_reason = "no-kv-space";
+          break;
+        default:
+          break;
       }
     }
   }
@@ -137,15 +180,25 @@ ApiError FromRejected(const internal::v1::Rejected& rejected, int overload_statu
 std::string_view ErrorTypeLabel(const ApiError& error) {
   switch (error.status) {
     case 401:
-    case 403: return "authentication";
-    case 404: return "not_found";
+    case 403:
+      return "authentication";
+    case 404:
+      return "not_found";
     case 429:
-    case 529: return "overload";
-    case 499: return "cancelled";
-    case 501: return "unsupported";
-    case 503: return error.type == "rate_limit_error" ? "overload" : "unavailable";
-    case 504: return "timeout";
-    default: return error.status >= 400 && error.status < 500 ? "validation" : "internal";
+    case 529:
+      return "overload";
+    case 499:
+      return "cancelled";
+    case 501:
+      return "unsupported";
+    case 502:
+      return "unavailable";
+    case 503:
+      return error.type == "rate_limit_error" ? "overload" : "unavailable";
+    case 504:
+      return "timeout";
+    default:
+      return error.status >= 400 && error.status < 500 ? "validation" : "internal";
   }
 }
 
@@ -170,17 +223,24 @@ absl::Status ToStatus(const ApiError& error) {
   const std::string message =
       error.param.empty() ? error.message : fmt::format("{}: {}", error.param, error.message);
   switch (error.status) {
-    case 401: return absl::UnauthenticatedError(message);
-    case 403: return absl::PermissionDeniedError(message);
-    case 404: return absl::NotFoundError(message);
+    case 401:
+      return absl::UnauthenticatedError(message);
+    case 403:
+      return absl::PermissionDeniedError(message);
+    case 404:
+      return absl::NotFoundError(message);
     case 429:
-    case 529: return absl::ResourceExhaustedError(message);
-    case 499: return absl::CancelledError(message);
-    case 501: return absl::UnimplementedError(message);
+    case 529:
+      return absl::ResourceExhaustedError(message);
+    case 499:
+      return absl::CancelledError(message);
+    case 501:
+      return absl::UnimplementedError(message);
     case 503:
       return error.type == "rate_limit_error" ? absl::ResourceExhaustedError(message)
                                               : absl::UnavailableError(message);
-    case 504: return absl::DeadlineExceededError(message);
+    case 504:
+      return absl::DeadlineExceededError(message);
     default:
       return error.status >= 400 && error.status < 500 ? absl::InvalidArgumentError(message)
                                                        : absl::InternalError(message);

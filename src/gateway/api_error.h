@@ -1,5 +1,5 @@
-// What a client is told when a request cannot be served: OpenAI's nested error, with the HTTP status
-// and headers that go with it. Both fronts use it; the gRPC front maps it to a status.
+// What a client is told when a request cannot be served: OpenAI's nested error, with the HTTP
+// status and headers that go with it. Both fronts use it; the gRPC front maps it to a status.
 #ifndef ANTIPHON_GATEWAY_API_ERROR_H_
 #define ANTIPHON_GATEWAY_API_ERROR_H_
 
@@ -16,15 +16,15 @@ class Rejected;
 namespace antiphon::gateway {
 
 struct ApiError {
-  int status = 500;              // HTTP
-  std::string type;              // invalid_request_error, rate_limit_error, ...
-  std::string code;              // invalid_value, model_not_found, overloaded, ...
-  std::string param;             // the field; empty: null
+  int status = 500;   // HTTP
+  std::string type;   // invalid_request_error, rate_limit_error, ...
+  std::string code;   // invalid_value, model_not_found, overloaded, ...
+  std::string param;  // the field; empty: null
   std::string message;
-  double retry_after_s = 0;      // 0: no Retry-After
-  bool retry_is_useless = false; // x-should-retry: false
-  std::string rejected_reason;   // X-Antiphon-Rejected-Reason; empty: none
-  std::string allow;             // Allow, of a 405
+  double retry_after_s = 0;       // 0: no Retry-After
+  bool retry_is_useless = false;  // x-should-retry: false
+  std::string rejected_reason;    // X-Antiphon-Rejected-Reason; empty: none
+  std::string allow;              // Allow, of a 405
 };
 
 // nullopt: all is well.
@@ -54,8 +54,8 @@ ApiError FromRejected(const internal::v1::Rejected& rejected, int overload_statu
 std::string_view ErrorTypeLabel(const ApiError& error);
 // The values that ErrorTypeLabel can give, "none" included.
 inline constexpr std::string_view kErrorTypeLabels[] = {
-    "none",      "validation", "authentication", "not_found",   "overload",
-    "unavailable", "timeout",  "cancelled",      "unsupported", "internal"};
+    "none",        "validation", "authentication", "not_found",   "overload",
+    "unavailable", "timeout",    "cancelled",      "unsupported", "internal"};
 
 // {"error":{"message":...,"type":...,"param":...,"code":...}}
 std::string ErrorJson(const ApiError& error);

@@ -33,8 +33,7 @@ void Exchange::Deliver(uint32_t choice, absl::Time now,
   Collect(choice, now);
 }
 
-void Exchange::OnDecodeBroken(const std::string& address, const absl::Status& why,
-                              absl::Time now) {
+void Exchange::OnDecodeBroken(const std::string& address, const absl::Status& why, absl::Time now) {
   for (uint32_t i = 0; i < choices_.size() && !ended_; ++i) {
     choices_[i]->OnDecodeBroken(address, why, now);
     Collect(i, now);
@@ -95,18 +94,18 @@ void Exchange::Collect(uint32_t choice, absl::Time now) {
     if (auto* deliver = std::get_if<gateway::Deliver>(&action)) {
       const bool first = !started_[choice];
       started_[choice] = true;
-      outputs_.emplace_back(ChoiceDelta{.choice = choice,
-                                        .first = first,
-                                        .delta = std::move(deliver->delta),
-                                        .usage = usage()});
+      outputs_.emplace_back(ChoiceDelta{
+          .choice = choice, .first = first, .delta = std::move(deliver->delta), .usage = usage()});
     } else if (auto* end = std::get_if<gateway::End>(&action)) {
       --open_;
       switch (end->ending.reason) {
-        case EndReason::kError: return End(std::move(end->ending.error), false, now);
-        case EndReason::kCancelled: return End(std::nullopt, true, now);
+        case EndReason::kError:
+          return End(std::move(end->ending.error), false, now);
+        case EndReason::kCancelled:
+          return End(std::nullopt, true, now);
         default:
-          outputs_.emplace_back(ChoiceEnd{
-              .choice = choice, .ending = std::move(end->ending), .usage = usage()});
+          outputs_.emplace_back(
+              ChoiceEnd{.choice = choice, .ending = std::move(end->ending), .usage = usage()});
       }
     } else {
       outputs_.emplace_back(ToCluster{.choice = choice, .action = std::move(action)});

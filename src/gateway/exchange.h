@@ -33,18 +33,18 @@ struct ToCluster {
 };
 struct ChoiceDelta {
   uint32_t choice = 0;
-  bool first = false;              // of this choice
+  bool first = false;  // of this choice
   Delta delta;
-  Usage usage;                     // so far
+  Usage usage;  // so far
 };
 struct ChoiceEnd {
   uint32_t choice = 0;
-  Ending ending;                   // kStop or kLength
+  Ending ending;  // kStop or kLength
   Usage usage;
 };
 struct RequestEnd {
   MaybeError error;
-  bool cancelled = false;          // by the client: nobody reads this
+  bool cancelled = false;  // by the client: nobody reads this
   Usage usage;
 };
 using Output = std::variant<ToCluster, ChoiceDelta, ChoiceEnd, RequestEnd>;
@@ -83,8 +83,8 @@ class Exchange {
   uint32_t n_ = 1;
   uint32_t prompt_tokens_ = 0;
   std::vector<std::unique_ptr<Generation>> choices_;
-  std::vector<bool> started_;      // the client has had a delta of it
-  uint32_t open_ = 0;              // choices that have not ended
+  std::vector<bool> started_;  // the client has had a delta of it
+  uint32_t open_ = 0;          // choices that have not ended
   bool begun_ = false;
   bool ended_ = false;
   std::vector<Output> outputs_;

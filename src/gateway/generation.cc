@@ -108,9 +108,8 @@ void Generation::OnRejected(const wire::Rejected& rejected, absl::Time now) {
   const bool no_place = rejected.reason() == wire::Rejected::NO_WORKERS ||
                         rejected.reason() == wire::Rejected::DRAINING;
   if (admitted_once_ && rejected.reason() != wire::Rejected::UNKNOWN_MODEL) {
-    std::erase_if(excluded_, [&](const auto& entry) {
-      return now - entry.second >= limits_.exclusion_min;
-    });
+    std::erase_if(excluded_,
+                  [&](const auto& entry) { return now - entry.second >= limits_.exclusion_min; });
     // An overloaded cluster keeps a promise that it has made; one without workers gets time for a
     // restart.
     if (no_place ? now < patience_ends_ : !emitted_.empty() || now < patience_ends_) {
@@ -236,8 +235,8 @@ void Generation::OnError(const wire::SequenceUpdate& update, absl::Time now) {
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kAborted:
     case absl::StatusCode::kDataLoss: {
-      ApiError error = Unavailable("upstream_failed",
-                                   fmt::format("Workers failed too often: {}", message));
+      ApiError error =
+          Unavailable("upstream_failed", fmt::format("Workers failed too often: {}", message));
       error.status = 502;
       error.type = "upstream_error";
       return PlaceAgain(
@@ -318,8 +317,7 @@ void Generation::FinishByDecode(bool by_stop, absl::Time now) {
   }
   const std::string rest = detokenizer_.Finish();
   text_end_ += rest.size();
-  StopText::Result result =
-      stop_text_.Push(rest, emitted_.size() >= spec_.stop.min_tokens());
+  StopText::Result result = stop_text_.Push(rest, emitted_.size() >= spec_.stop.min_tokens());
   if (result.match) {
     ending = {.reason = EndReason::kStop, .stop_string = *result.match};
   } else {
@@ -332,10 +330,9 @@ void Generation::FinishByDecode(bool by_stop, absl::Time now) {
 void Generation::OnDecodeBroken(const std::string& address, const absl::Status& why,
                                 absl::Time now) {
   if (state_ != State::kRunning || placement_.decode_address() != address) return;
-  ApiError error =
-      Unavailable("upstream_failed",
-                  fmt::format("Workers failed too often; last the decode worker {}: {}",
-                              placement_.decode_node(), std::string(why.message())));
+  ApiError error = Unavailable(
+      "upstream_failed", fmt::format("Workers failed too often; last the decode worker {}: {}",
+                                     placement_.decode_node(), std::string(why.message())));
   error.status = 502;
   error.type = "upstream_error";
   state_ = State::kWaiting;  // nothing to cancel
@@ -352,8 +349,9 @@ absl::Time Generation::next_timer() const {
   if (ended() || state_ == State::kNew) return absl::InfiniteFuture();
   absl::Time next = std::min(spec_.deadline, retry_at_);
   if (state_ == State::kRunning && emitted_.size() > progress_start_) {
-    next = std::min(next, last_token_ + std::max(limits_.stall_min,
-                                                 absl::Seconds(kStallIntervals * interval_mean_s_)));
+    next =
+        std::min(next, last_token_ + std::max(limits_.stall_min,
+                                              absl::Seconds(kStallIntervals * interval_mean_s_)));
   }
   return next;
 }
@@ -361,9 +359,8 @@ absl::Time Generation::next_timer() const {
 void Generation::OnTimer(absl::Time now) {
   if (ended() || now < next_timer()) return;
   if (now >= spec_.deadline) {
-    return Finish({.reason = EndReason::kError,
-                   .error = TimedOut("The request's deadline passed.")},
-                  now);
+    return Finish(
+        {.reason = EndReason::kError, .error = TimedOut("The request's deadline passed.")}, now);
   }
   if (state_ == State::kWaiting && now >= retry_at_) return AskForPlacement(now);
   if (state_ == State::kRunning) {

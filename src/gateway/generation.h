@@ -1,8 +1,8 @@
 // The life of one generation: admission, placement, tokens, failures, end.
 //
-// Sans-IO: events and `now` go in, actions come out of TakeActions in the order in which they are to
-// be done. No threads, clocks or sockets; the same events give the same actions. The daemon and the
-// simulator drive it alike:
+// Sans-IO: events and `now` go in, actions come out of TakeActions in the order in which they are
+// to be done. No threads, clocks or sockets; the same events give the same actions. The daemon and
+// the simulator drive it alike:
 //
 //   generation.Begin(now);
 //   loop: deliver events, and OnTimer(now) once next_timer() has passed.
@@ -47,7 +47,7 @@ namespace wire = ::antiphon::internal::v1;
 
 struct GenerationSpec {
   RequestId id;
-  std::string label;             // for logs and workers
+  std::string label;  // for logs and workers
   std::string tenant;
   std::string model;
   std::string request_class;
@@ -72,7 +72,7 @@ struct GenerationLimits {
   absl::Duration exclusion_min = absl::Seconds(1);
   // A running stream without a token for this long, and for 20 of its mean intervals, is given up.
   absl::Duration stall_min = absl::Seconds(10);
-  double jitter = 0.5;           // of Retry-After, [0, 1)
+  double jitter = 0.5;  // of Retry-After, [0, 1)
 };
 
 // One token that the client is to have. `shown`: (part of) its text is in the answer.
@@ -82,15 +82,15 @@ struct OutputToken {
   wire::TokenLogprobs logprobs;  // empty unless asked for
 };
 struct Delta {
-  std::string text;              // valid UTF-8
+  std::string text;  // valid UTF-8
   std::vector<OutputToken> tokens;
 };
 
 enum class EndReason { kStop, kLength, kError, kCancelled };
 struct Ending {
   EndReason reason = EndReason::kStop;
-  ApiError error;                // kError
-  std::string stop_string;       // that matched; else empty
+  ApiError error;                      // kError
+  std::string stop_string;             // that matched; else empty
   std::optional<uint32_t> stop_token;  // of stop_token_ids; not set for end-of-generation tokens
 };
 
@@ -99,7 +99,7 @@ struct Admit {
   wire::AdmitRequest request;
 };
 struct AbandonAdmit {
-  uint32_t epoch = 0;            // its answer is not wanted
+  uint32_t epoch = 0;  // its answer is not wanted
 };
 struct StartOn {
   std::string node;
@@ -123,15 +123,15 @@ using Action = std::variant<Admit, AbandonAdmit, StartOn, CancelOn, Report, Deli
 
 // What is known of a generation, for usage, metrics and the access line. Monotone.
 struct GenerationStats {
-  uint32_t output_tokens = 0;    // counted as usage does
+  uint32_t output_tokens = 0;                       // counted as usage does
   std::optional<wire::PromptSource> prompt_source;  // of the first placement; sums to the prompt
-  uint32_t replacements = 0;     // after failures
-  uint32_t refusals = 0;         // by decode, preemption included
-  uint32_t divergences = 0;      // a token that was sent again and was another
+  uint32_t replacements = 0;                        // after failures
+  uint32_t refusals = 0;                            // by decode, preemption included
+  uint32_t divergences = 0;                         // a token that was sent again and was another
   uint64_t recomputed_tokens = 0;
-  wire::Timings timings;         // of the first placement
+  wire::Timings timings;  // of the first placement
   double predicted_ttft_s = 0;
-  std::string prefill_node;      // latest
+  std::string prefill_node;  // latest
   std::string decode_node;
   absl::Time began = absl::InfinitePast();
   absl::Time first_token = absl::InfinitePast();
@@ -203,8 +203,8 @@ class Generation {
   wire::Placement placement_;
   uint32_t progress_start_ = 0;  // emitted tokens when this epoch began
   int failures_ = 0;
-  int refusals_ = 0;             // without progress between them
-  absl::Duration delay_;         // of the next wait
+  int refusals_ = 0;      // without progress between them
+  absl::Duration delay_;  // of the next wait
   absl::Time retry_at_ = absl::InfiniteFuture();
   absl::Time patience_ends_ = absl::InfiniteFuture();
   absl::Time last_token_ = absl::InfinitePast();
@@ -216,12 +216,12 @@ class Generation {
   StopText stop_text_;
   struct Held {
     OutputToken token;
-    uint64_t begin = 0;          // offsets in the whole text
+    uint64_t begin = 0;  // offsets in the whole text
     uint64_t end = 0;
   };
   std::deque<Held> held_;
-  uint64_t text_end_ = 0;        // bytes that the detokeniser gave
-  uint64_t text_sent_ = 0;       // bytes delivered
+  uint64_t text_end_ = 0;   // bytes that the detokeniser gave
+  uint64_t text_sent_ = 0;  // bytes delivered
 
   GenerationStats stats_;
   std::vector<Action> actions_;

@@ -11,7 +11,8 @@
 namespace antiphon::gateway {
 namespace {
 
-// An upper bound of the values in `text`, so that a body of a few megabytes cannot become gigabytes.
+// An upper bound of the values in `text`, so that a body of a few megabytes cannot become
+// gigabytes.
 size_t CountValues(std::string_view text) {
   size_t count = 1;
   bool in_string = false;
@@ -72,14 +73,21 @@ MaybeError ParseJsonObject(std::string_view text, model::Json& out) {
 
 std::string_view JsonKindName(const model::Json& value) {
   switch (value.kind()) {
-    case boost::json::kind::null: return "null";
-    case boost::json::kind::bool_: return "a boolean";
+    case boost::json::kind::null:
+      return "null";
+    case boost::json::kind::bool_:
+      return "a boolean";
     case boost::json::kind::int64:
-    case boost::json::kind::uint64: return "an integer";
-    case boost::json::kind::double_: return "a decimal";
-    case boost::json::kind::string: return "a string";
-    case boost::json::kind::array: return "an array";
-    case boost::json::kind::object: return "an object";
+    case boost::json::kind::uint64:
+      return "an integer";
+    case boost::json::kind::double_:
+      return "a decimal";
+    case boost::json::kind::string:
+      return "a string";
+    case boost::json::kind::array:
+      return "an array";
+    case boost::json::kind::object:
+      return "an object";
   }
   return "something else";
 }
@@ -127,8 +135,9 @@ std::optional<double> JsonFields::Number(std::string_view name, double low, doub
     return std::nullopt;
   }
   if (!std::isfinite(number) || number < low || number > high) {
-    Fail(InvalidValue(Path(name), fmt::format("Invalid value for '{}': {} is not between {} and {}.",
-                                              Path(name), number, low, high)));
+    Fail(
+        InvalidValue(Path(name), fmt::format("Invalid value for '{}': {} is not between {} and {}.",
+                                             Path(name), number, low, high)));
     return std::nullopt;
   }
   return number;
@@ -138,8 +147,9 @@ std::optional<int64_t> JsonFields::Integer(std::string_view name, int64_t low, i
   const model::Json* value = Find(name);
   if (value == nullptr) return std::nullopt;
   const auto out_of_range = [&](const std::string& text) {
-    Fail(InvalidValue(Path(name), fmt::format("Invalid value for '{}': {} is not between {} and {}.",
-                                              Path(name), text, low, high)));
+    Fail(
+        InvalidValue(Path(name), fmt::format("Invalid value for '{}': {} is not between {} and {}.",
+                                             Path(name), text, low, high)));
   };
   int64_t number = 0;
   if (value->is_int64()) {

@@ -1,5 +1,5 @@
-// Reads the members of one JSON object: knows which were asked for, so that the rest can be named as
-// ignored, and keeps the first error. null is absent everywhere.
+// Reads the members of one JSON object: knows which were asked for, so that the rest can be named
+// as ignored, and keeps the first error. null is absent everywhere.
 #ifndef ANTIPHON_GATEWAY_JSON_FIELDS_H_
 #define ANTIPHON_GATEWAY_JSON_FIELDS_H_
 
@@ -19,8 +19,8 @@ inline constexpr int kJsonDepthMax = 64;
 inline constexpr size_t kJsonValuesMax = 4'000'000;
 inline constexpr size_t kUnknownNamesMax = 32;
 
-// Strict: valid UTF-8, no duplicates of syntax, depth and number of values bounded. The error says at
-// which byte. `out` must be an object in the end.
+// Strict: valid UTF-8, no duplicates of syntax, depth and number of values bounded. The error says
+// at which byte. `out` must be an object in the end.
 MaybeError ParseJsonObject(std::string_view text, model::Json& out);
 
 // Not thread-safe; the object outlives the reader. After the first error all reads give nothing.

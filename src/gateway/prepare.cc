@@ -22,14 +22,16 @@ constexpr uint32_t kCompletionTokensDefault = 16;
 
 Json FromProtoValue(const google::protobuf::Value& value) {
   switch (value.kind_case()) {
-    case google::protobuf::Value::kBoolValue: return value.bool_value();
+    case google::protobuf::Value::kBoolValue:
+      return value.bool_value();
     case google::protobuf::Value::kNumberValue: {
       // Struct knows doubles only; templates print integers as such.
       const double d = value.number_value();
       if (d == std::floor(d) && std::abs(d) < 9e15) return static_cast<int64_t>(d);
       return d;
     }
-    case google::protobuf::Value::kStringValue: return Json(value.string_value());
+    case google::protobuf::Value::kStringValue:
+      return Json(value.string_value());
     case google::protobuf::Value::kListValue: {
       JsonArray list;
       for (const auto& item : value.list_value().values()) list.push_back(FromProtoValue(item));
@@ -40,7 +42,8 @@ Json FromProtoValue(const google::protobuf::Value& value) {
       for (const auto& [k, v] : value.struct_value().fields()) object[k] = FromProtoValue(v);
       return object;
     }
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
@@ -56,10 +59,10 @@ JsonArray TemplateMessages(const Messages& messages) {
     if (m.tool_calls_size() > 0) {
       JsonArray calls;
       for (const auto& c : m.tool_calls()) {
-        calls.push_back(JsonObject{
-            {"id", c.id()},
-            {"type", c.type()},
-            {"function", JsonObject{{"name", c.name()}, {"arguments", c.arguments()}}}});
+        calls.push_back(
+            JsonObject{{"id", c.id()},
+                       {"type", c.type()},
+                       {"function", JsonObject{{"name", c.name()}, {"arguments", c.arguments()}}}});
       }
       message["tool_calls"] = std::move(calls);
     }
@@ -125,13 +128,13 @@ MaybeError Encode(const ServedModel& model, std::string_view field, std::string_
   return std::nullopt;
 }
 
-MaybeError CheckIds(const ServedModel& model, const char* field,
-                    absl::Span<const uint32_t> ids) {
+MaybeError CheckIds(const ServedModel& model, const char* field, absl::Span<const uint32_t> ids) {
   for (uint32_t id : ids) {
     if (id >= model.tokenizer->vocab_size()) {
-      return InvalidValue(field, fmt::format("Invalid value for '{}': token id {} is not one of the "
-                                             "model's {}.",
-                                             field, id, model.tokenizer->vocab_size()));
+      return InvalidValue(field,
+                          fmt::format("Invalid value for '{}': token id {} is not one of the "
+                                      "model's {}.",
+                                      field, id, model.tokenizer->vocab_size()));
     }
   }
   return std::nullopt;
@@ -208,17 +211,17 @@ MaybeError LimitTokens(const api::GenerationOptions& o, const ServedModel& model
         static_cast<uint32_t>(chat ? left : std::min<uint64_t>(left, kCompletionTokensDefault));
   }
   if (o.min_tokens() > max_tokens) {
-    return InvalidValue("min_tokens",
-                        fmt::format("Invalid value for 'min_tokens': {} is above the {} tokens that "
-                                    "can be generated.",
-                                    o.min_tokens(), max_tokens));
+    return InvalidValue(
+        "min_tokens", fmt::format("Invalid value for 'min_tokens': {} is above the {} tokens that "
+                                  "can be generated.",
+                                  o.min_tokens(), max_tokens));
   }
   return std::nullopt;
 }
 
-MaybeError AddChoices(const api::GenerationOptions& o, const Caller& caller,
-                      std::string_view field, const GenerationSpec& common,
-                      std::vector<uint32_t> prompt, PreparedRequest& out) {
+MaybeError AddChoices(const api::GenerationOptions& o, const Caller& caller, std::string_view field,
+                      const GenerationSpec& common, std::vector<uint32_t> prompt,
+                      PreparedRequest& out) {
   if (prompt.empty()) {
     return InvalidValue(field, fmt::format("Invalid value for '{}': it has no tokens.", field));
   }
@@ -260,11 +263,10 @@ MaybeError Prepare(const api::ChatRequest& request, const ServedModelPtr& model,
   GenerationSpec common;
   if (MaybeError e = FillSpec(request.options(), *model, caller, common)) return e;
   std::string text;
-  RenderArguments arguments{
-      .add_generation_prompt =
-          !request.has_add_generation_prompt() || request.add_generation_prompt(),
-      .continue_final_message = request.continue_final_message(),
-      .kwargs = &request.chat_template_kwargs()};
+  RenderArguments arguments{.add_generation_prompt = !request.has_add_generation_prompt() ||
+                                                     request.add_generation_prompt(),
+                            .continue_final_message = request.continue_final_message(),
+                            .kwargs = &request.chat_template_kwargs()};
   if (MaybeError e = Render(*model, request.messages(), arguments, caller.wall_now, text)) return e;
   std::vector<uint32_t> ids;
   // Templates write the beginning-of-sequence token themselves.
@@ -300,10 +302,9 @@ MaybeError Tokenize(const api::TokenizeRequest& request, const ServedModel& mode
   std::vector<uint32_t> ids;
   if (request.messages_size() > 0) {
     std::string text;
-    RenderArguments arguments{
-        .add_generation_prompt =
-            !request.has_add_generation_prompt() || request.add_generation_prompt(),
-        .kwargs = &request.chat_template_kwargs()};
+    RenderArguments arguments{.add_generation_prompt = !request.has_add_generation_prompt() ||
+                                                       request.add_generation_prompt(),
+                              .kwargs = &request.chat_template_kwargs()};
     if (MaybeError e = Render(model, request.messages(), arguments, wall_now, text)) return e;
     if (MaybeError e = Encode(model, "messages", text, request.add_special_tokens(), ids)) return e;
   } else {

@@ -30,11 +30,11 @@ namespace api = ::antiphon::inference::v1;
 struct Caller {
   std::string tenant = "default";
   std::string tenant_salt;
-  std::string label;             // x-request-id or the request's id
+  std::string label;  // x-request-id or the request's id
   std::string request_class;
   absl::Time deadline = absl::InfiniteFuture();
-  absl::Time wall_now;           // for templates
-  uint64_t seed = 0;             // when the client gives none
+  absl::Time wall_now;  // for templates
+  uint64_t seed = 0;    // when the client gives none
 };
 
 // The choices of a request, prompt-major: choice = prompt * n + j. Ids are not set.
@@ -42,7 +42,7 @@ struct PreparedRequest {
   ServedModelPtr model;
   bool chat = false;
   uint32_t n = 1;
-  uint32_t prompt_tokens = 0;    // each prompt once
+  uint32_t prompt_tokens = 0;  // each prompt once
   std::vector<GenerationSpec> choices;
 };
 

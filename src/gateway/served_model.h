@@ -1,5 +1,5 @@
-// A model as this gateway can serve it: the card that workers registered, with the tokenizer and the
-// chat template that it names.
+// A model as this gateway can serve it: the card that workers registered, with the tokenizer and
+// the chat template that it names.
 #ifndef ANTIPHON_GATEWAY_SERVED_MODEL_H_
 #define ANTIPHON_GATEWAY_SERVED_MODEL_H_
 
@@ -27,9 +27,9 @@ struct Catalog {
   std::vector<ServedModelPtr> models;
   uint32_t prefill_ready = 0;
   uint32_t decode_ready = 0;
-  bool connected = false;         // to a conductor, now
-  bool degraded = false;          // was complete once and is not now
-  std::string not_ready;          // why it was never complete; empty once it was
+  bool connected = false;  // to a conductor, now
+  bool degraded = false;   // was complete once and is not now
+  std::string not_ready;   // why it was never complete; empty once it was
   std::string served_names() const {
     std::string names;
     for (const auto& m : models) names += (names.empty() ? "" : ", ") + m->card.name();

@@ -14,8 +14,8 @@ namespace {
 // !(a <= x && x <= b) instead of x < a || x > b: NaN is out of range.
 MaybeError InRange(const char* name, double value, double low, double high) {
   if (low <= value && value <= high) return std::nullopt;
-  return InvalidValue(name, fmt::format("Invalid value for '{}': {} is not between {} and {}.", name,
-                                        value, low, high));
+  return InvalidValue(name, fmt::format("Invalid value for '{}': {} is not between {} and {}.",
+                                        name, value, low, high));
 }
 
 MaybeError ValidateSampling(const api::GenerationOptions& o) {
@@ -38,8 +38,9 @@ MaybeError ValidateSampling(const api::GenerationOptions& o) {
     if (MaybeError e = InRange(b.name, b.value, b.low, b.high)) return e;
   }
   if (o.has_top_p() && o.top_p() == 0) {
-    return InvalidValue("top_p", "Invalid value for 'top_p': it must be above 0; for greedy sampling "
-                                 "set temperature to 0.");
+    return InvalidValue("top_p",
+                        "Invalid value for 'top_p': it must be above 0; for greedy sampling "
+                        "set temperature to 0.");
   }
   if (o.has_repetition_penalty() && o.repetition_penalty() == 0) {
     return InvalidValue("repetition_penalty",
@@ -67,14 +68,16 @@ MaybeError ValidateStops(const api::GenerationOptions& o) {
       return InvalidValue("stop", "Invalid value for 'stop': a stop string must not be empty.");
     }
     if (stop.size() > kStopStringBytesMax) {
-      return InvalidValue("stop", fmt::format("Invalid value for 'stop': a stop string has {} bytes; "
-                                              "at most {} are served.",
-                                              stop.size(), kStopStringBytesMax));
+      return InvalidValue("stop",
+                          fmt::format("Invalid value for 'stop': a stop string has {} bytes; "
+                                      "at most {} are served.",
+                                      stop.size(), kStopStringBytesMax));
     }
   }
   if (o.stop_token_ids_size() > 256) {
-    return InvalidValue("stop_token_ids", "Invalid value for 'stop_token_ids': at most 256 are "
-                                          "served.");
+    return InvalidValue("stop_token_ids",
+                        "Invalid value for 'stop_token_ids': at most 256 are "
+                        "served.");
   }
   return std::nullopt;
 }
@@ -98,8 +101,8 @@ MaybeError ValidateOptions(const api::GenerationOptions& o, const ValidationLimi
     return InvalidValue("max_tokens", "Invalid value for 'max_tokens': it must be at least 1.");
   }
   if (o.has_n() && (o.n() == 0 || o.n() > limits.max_n)) {
-    return InvalidValue("n", fmt::format("Invalid value for 'n': {} is not between 1 and {}.", o.n(),
-                                         limits.max_n));
+    return InvalidValue("n", fmt::format("Invalid value for 'n': {} is not between 1 and {}.",
+                                         o.n(), limits.max_n));
   }
   if (MaybeError e = ValidateSampling(o)) return e;
   if (MaybeError e = ValidateStops(o)) return e;
@@ -153,13 +156,15 @@ MaybeError ValidateMessages(const Messages& messages) {
 
 MaybeError Validate(const api::ChatRequest& request, const ValidationLimits& limits) {
   if (request.messages_size() == 0) {
-    return InvalidValue("messages", "Invalid value for 'messages': at least one message is needed.");
+    return InvalidValue("messages",
+                        "Invalid value for 'messages': at least one message is needed.");
   }
   if (MaybeError e = ValidateMessages(request.messages())) return e;
   if (request.add_generation_prompt() && request.continue_final_message()) {
-    return InvalidValue("continue_final_message",
-                        "Invalid value for 'continue_final_message': add_generation_prompt cannot be "
-                        "true as well.");
+    return InvalidValue(
+        "continue_final_message",
+        "Invalid value for 'continue_final_message': add_generation_prompt cannot be "
+        "true as well.");
   }
   if (request.continue_final_message()) {
     const auto& last = request.messages(request.messages_size() - 1);
@@ -183,7 +188,8 @@ MaybeError Validate(const api::CompletionRequest& request, const ValidationLimit
   }
   for (const api::Prompt& prompt : request.prompts()) {
     if (prompt.kind_case() == api::Prompt::KIND_NOT_SET) {
-      return InvalidValue("prompt", "Invalid value for 'prompt': it is neither text nor token ids.");
+      return InvalidValue("prompt",
+                          "Invalid value for 'prompt': it is neither text nor token ids.");
     }
     if (prompt.has_ids() && prompt.ids().ids().empty()) {
       return InvalidValue("prompt", "Invalid value for 'prompt': it has no tokens.");

@@ -1,5 +1,6 @@
-// The one validator of both fronts. HTTP bodies are parsed into the messages of inference.proto here;
-// then Validate checks ranges and combinations on the messages, whichever front they came from.
+// The one validator of both fronts. HTTP bodies are parsed into the messages of inference.proto
+// here; then Validate checks ranges and combinations on the messages, whichever front they came
+// from.
 //
 // Pure and thread-safe; input is hostile. Errors name the field as the client wrote it.
 #ifndef ANTIPHON_GATEWAY_VALIDATE_H_
@@ -27,10 +28,10 @@ namespace api = ::antiphon::inference::v1;
 // What an HTTP body says beyond the messages.
 struct HttpOptions {
   bool stream = false;
-  bool include_usage = false;     // stream_options
+  bool include_usage = false;  // stream_options
   bool continuous_usage = false;
   bool return_token_ids = false;
-  std::string label;              // request_id or rid; empty: none
+  std::string label;                 // request_id or rid; empty: none
   std::vector<std::string> ignored;  // unknown fields, at most 32
 };
 
@@ -44,7 +45,7 @@ MaybeError ParseDetokenize(std::string_view body, api::DetokenizeRequest& reques
 
 struct ValidationLimits {
   uint32_t max_n = 16;
-  uint32_t max_prompts = 256;     // of one completion request
+  uint32_t max_prompts = 256;  // of one completion request
 };
 inline constexpr int kStopStringsMax = 16;
 inline constexpr size_t kStopStringBytesMax = 256;

@@ -1,5 +1,5 @@
-// HTTP bodies into the messages of inference.proto. Types are checked here, because only JSON can get
-// them wrong; so are the fields that are known and not served.
+// HTTP bodies into the messages of inference.proto. Types are checked here, because only JSON can
+// get them wrong; so are the fields that are known and not served.
 #include <spdlog/fmt/fmt.h>
 
 #include <charconv>
@@ -93,7 +93,8 @@ constexpr Unserved kUnserved[] = {
     {"modalities", TextOnly, "Only [\"text\"] is served."},
     {"audio", Never, "Only text is served."},
     {"web_search_options", Never, "Web search is not served."},
-    {"reasoning_effort", NoneText, "Use 'chat_template_kwargs' where a template has such a switch."},
+    {"reasoning_effort", NoneText,
+     "Use 'chat_template_kwargs' where a template has such a switch."},
     {"truncate_prompt_tokens", Never, "Prompts are never cut; send a shorter one."},
     {"priority", Zero, "Use the header X-Antiphon-Class."},
     {"kv_transfer_params", Never, "KV transfer is internal to the cluster."},
@@ -108,9 +109,9 @@ constexpr Unserved kUnserved[] = {
 
 // Known, and the answer is the same with or without them.
 constexpr const char* kWithoutEffect[] = {
-    "metadata",          "store",        "service_tier",           "safety_identifier",
-    "prompt_cache_key",  "prediction",   "prompt_cache_retention", "prompt_cache_options",
-    "verbosity",         "cache_prompt", "include_reasoning",      "stream_interval",
+    "metadata",           "store",        "service_tier",           "safety_identifier",
+    "prompt_cache_key",   "prediction",   "prompt_cache_retention", "prompt_cache_options",
+    "verbosity",          "cache_prompt", "include_reasoning",      "stream_interval",
     "include_obfuscation"};
 
 void RefuseUnserved(JsonFields& fields) {
@@ -133,9 +134,10 @@ void ReadStrings(JsonFields& fields, const char* name,
   }
   const auto wrong = [&](const Json& got) {
     fields.Fail(InvalidValue(
-        name, fmt::format("Invalid type for '{}': expected a string or an array of strings, but got "
-                          "{} instead.",
-                          name, JsonKindName(got))));
+        name,
+        fmt::format("Invalid type for '{}': expected a string or an array of strings, but got "
+                    "{} instead.",
+                    name, JsonKindName(got))));
   };
   if (!value->is_array()) return wrong(*value);
   if (value->get_array().size() > 4096) {
@@ -164,8 +166,9 @@ void ReadLogitBias(JsonFields& fields, api::GenerationOptions& o) {
   const JsonObject* bias = fields.Object("logit_bias");
   if (bias == nullptr) return;
   if (bias->size() > 1024) {
-    fields.Fail(InvalidValue("logit_bias", "Invalid value for 'logit_bias': at most 1024 tokens are "
-                                           "served."));
+    fields.Fail(InvalidValue("logit_bias",
+                             "Invalid value for 'logit_bias': at most 1024 tokens are "
+                             "served."));
     return;
   }
   for (const auto& member : *bias) {
@@ -173,8 +176,9 @@ void ReadLogitBias(JsonFields& fields, api::GenerationOptions& o) {
     uint32_t id = 0;
     const auto [end, ec] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (ec != std::errc() || end != key.data() + key.size()) {
-      fields.Fail(InvalidValue("logit_bias", "Invalid value for 'logit_bias': keys must be token ids "
-                                             "in decimal."));
+      fields.Fail(InvalidValue("logit_bias",
+                               "Invalid value for 'logit_bias': keys must be token ids "
+                               "in decimal."));
       return;
     }
     const Json& v = member.value();
@@ -184,16 +188,17 @@ void ReadLogitBias(JsonFields& fields, api::GenerationOptions& o) {
     } else if (v.is_int64()) {
       value = static_cast<double>(v.get_int64());
     } else {
-      fields.Fail(InvalidValue("logit_bias", fmt::format("Invalid type for 'logit_bias': expected a "
-                                                         "number, but got {} instead.",
-                                                         JsonKindName(v))));
+      fields.Fail(
+          InvalidValue("logit_bias", fmt::format("Invalid type for 'logit_bias': expected a "
+                                                 "number, but got {} instead.",
+                                                 JsonKindName(v))));
       return;
     }
     if (!(value >= -100 && value <= 100)) {
-      fields.Fail(InvalidValue("logit_bias",
-                               fmt::format("Invalid value for 'logit_bias': the bias {} of token {} "
-                                           "is not between -100 and 100.",
-                                           value, id)));
+      fields.Fail(InvalidValue(
+          "logit_bias", fmt::format("Invalid value for 'logit_bias': the bias {} of token {} "
+                                    "is not between -100 and 100.",
+                                    value, id)));
       return;
     }
     (*o.mutable_logit_bias())[id] = static_cast<float>(value);
@@ -205,8 +210,9 @@ void ReadStream(JsonFields& fields, HttpOptions& options) {
   const JsonObject* stream_options = fields.Object("stream_options");
   if (stream_options != nullptr) {
     if (!options.stream) {
-      fields.Fail(InvalidValue("stream_options", "Invalid value for 'stream_options': it is allowed "
-                                                 "only with stream true."));
+      fields.Fail(InvalidValue("stream_options",
+                               "Invalid value for 'stream_options': it is allowed "
+                               "only with stream true."));
       return;
     }
     MaybeError inner;
@@ -277,15 +283,21 @@ void ReadOptions(JsonFields& fields, api::GenerationOptions& o) {
 google::protobuf::Value ToProtoValue(const Json& json) {
   google::protobuf::Value out;
   switch (json.kind()) {
-    case boost::json::kind::null: out.set_null_value(google::protobuf::NULL_VALUE); break;
-    case boost::json::kind::bool_: out.set_bool_value(json.get_bool()); break;
+    case boost::json::kind::null:
+      out.set_null_value(google::protobuf::NULL_VALUE);
+      break;
+    case boost::json::kind::bool_:
+      out.set_bool_value(json.get_bool());
+      break;
     case boost::json::kind::int64:
       out.set_number_value(static_cast<double>(json.get_int64()));
       break;
     case boost::json::kind::uint64:
       out.set_number_value(static_cast<double>(json.get_uint64()));
       break;
-    case boost::json::kind::double_: out.set_number_value(json.get_double()); break;
+    case boost::json::kind::double_:
+      out.set_number_value(json.get_double());
+      break;
     case boost::json::kind::string:
       out.set_string_value(std::string(View(json.get_string())));
       break;
@@ -324,9 +336,10 @@ void ReadContent(JsonFields& fields, api::ChatMessage& message) {
     return;
   }
   if (!content->is_array()) {
-    fields.Fail(InvalidValue(path, fmt::format("Invalid type for '{}': expected a string or an array "
-                                               "of text parts, but got {} instead.",
-                                               path, JsonKindName(*content))));
+    fields.Fail(
+        InvalidValue(path, fmt::format("Invalid type for '{}': expected a string or an array "
+                                       "of text parts, but got {} instead.",
+                                       path, JsonKindName(*content))));
     return;
   }
   std::string text;
@@ -334,9 +347,10 @@ void ReadContent(JsonFields& fields, api::ChatMessage& message) {
   for (const Json& part : content->get_array()) {
     const std::string at = fmt::format("{}[{}]", path, index);
     if (!part.is_object()) {
-      fields.Fail(InvalidValue(at, fmt::format("Invalid type for '{}': expected an object, but got {} "
-                                               "instead.",
-                                               at, JsonKindName(part))));
+      fields.Fail(
+          InvalidValue(at, fmt::format("Invalid type for '{}': expected an object, but got {} "
+                                       "instead.",
+                                       at, JsonKindName(part))));
       return;
     }
     MaybeError inner;
@@ -344,10 +358,11 @@ void ReadContent(JsonFields& fields, api::ChatMessage& message) {
     const auto type = sub.String("type");
     const auto value = type == "text" ? sub.String("text") : std::nullopt;
     if (!inner && type != "text") {
-      inner = type ? UnsupportedParameter(
-                         at + ".type",
-                         fmt::format("Unsupported content type in '{}': only \"text\" is served.", at))
-                   : InvalidValue(at + ".type", fmt::format("Missing field: '{}.type'.", at));
+      inner =
+          type ? UnsupportedParameter(
+                     at + ".type",
+                     fmt::format("Unsupported content type in '{}': only \"text\" is served.", at))
+               : InvalidValue(at + ".type", fmt::format("Missing field: '{}.type'.", at));
     }
     if (!inner && !value) {
       inner = InvalidValue(at + ".text", fmt::format("Missing field: '{}.text'.", at));
@@ -404,9 +419,10 @@ void ReadMessages(JsonFields& fields, Messages* out) {
   for (const Json& item : *messages) {
     const std::string at = fmt::format("messages[{}]", index++);
     if (!item.is_object()) {
-      fields.Fail(InvalidValue(at, fmt::format("Invalid type for '{}': expected an object, but got {} "
-                                               "instead.",
-                                               at, JsonKindName(item))));
+      fields.Fail(
+          InvalidValue(at, fmt::format("Invalid type for '{}': expected an object, but got {} "
+                                       "instead.",
+                                       at, JsonKindName(item))));
       return;
     }
     MaybeError inner;
@@ -444,10 +460,11 @@ void ReadPrompt(JsonFields& fields, api::CompletionRequest& request) {
     return;
   }
   if (!prompt->is_array()) {
-    fields.Fail(InvalidValue("prompt", fmt::format("Invalid type for 'prompt': expected a string, an "
-                                                   "array of strings, of token ids or of arrays of "
-                                                   "token ids, but got {} instead.",
-                                                   JsonKindName(*prompt))));
+    fields.Fail(
+        InvalidValue("prompt", fmt::format("Invalid type for 'prompt': expected a string, an "
+                                           "array of strings, of token ids or of arrays of "
+                                           "token ids, but got {} instead.",
+                                           JsonKindName(*prompt))));
     return;
   }
   const JsonArray& items = prompt->get_array();
@@ -470,9 +487,10 @@ void ReadPrompt(JsonFields& fields, api::CompletionRequest& request) {
     } else if (item.is_array()) {
       read_ids(item.get_array(), *request.add_prompts()->mutable_ids());
     } else {
-      fields.Fail(InvalidValue("prompt", fmt::format("Invalid type for 'prompt': expected strings or "
-                                                     "token ids, but got {} among them.",
-                                                     JsonKindName(item))));
+      fields.Fail(
+          InvalidValue("prompt", fmt::format("Invalid type for 'prompt': expected strings or "
+                                             "token ids, but got {} among them.",
+                                             JsonKindName(item))));
     }
   }
 }
@@ -542,18 +560,18 @@ MaybeError ParseTokenize(std::string_view body, api::TokenizeRequest& request,
   const bool has_prompt = fields.Find("prompt") != nullptr;
   const bool has_messages = fields.Find("messages") != nullptr;
   if (has_prompt == has_messages) {
-    fields.Fail(InvalidValue("prompt", has_prompt
-                                           ? "Invalid value for 'prompt': send either prompt or "
-                                             "messages."
-                                           : "Missing required parameter: 'prompt' or 'messages'."));
+    fields.Fail(
+        InvalidValue("prompt", has_prompt ? "Invalid value for 'prompt': send either prompt or "
+                                            "messages."
+                                          : "Missing required parameter: 'prompt' or 'messages'."));
   }
   if (const auto v = has_prompt ? fields.String("prompt") : std::nullopt) {
     request.set_prompt(std::string(*v));
   }
   ReadMessages(fields, request.mutable_messages());
   if (has_messages && request.messages_size() == 0) {
-    fields.Fail(InvalidValue("messages",
-                             "Invalid value for 'messages': at least one message is needed."));
+    fields.Fail(
+        InvalidValue("messages", "Invalid value for 'messages': at least one message is needed."));
   }
   if (const auto v = fields.Bool("add_special_tokens")) request.set_add_special_tokens(*v);
   if (const auto v = fields.Bool("add_generation_prompt")) request.set_add_generation_prompt(*v);

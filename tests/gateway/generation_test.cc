@@ -482,9 +482,15 @@ class Chaos {
   void Step(Driver& d, const std::string& truth, uint32_t length, bool& faulty) {
     const auto emitted = static_cast<uint32_t>(d.generation.emitted().size());
     switch (random_() % 24) {
-      case 0: d.Reject(wire::Rejected::NO_WORKERS); break;
-      case 1: d.Error(absl::StatusCode::kUnavailable, "x"); break;
-      case 2: d.Error(absl::StatusCode::kResourceExhausted); break;
+      case 0:
+        d.Reject(wire::Rejected::NO_WORKERS);
+        break;
+      case 1:
+        d.Error(absl::StatusCode::kUnavailable, "x");
+        break;
+      case 2:
+        d.Error(absl::StatusCode::kResourceExhausted);
+        break;
       case 3:
         d.generation.OnDecodeBroken("addr-d1", absl::UnavailableError("x"), d.now);
         d.Take();
@@ -495,8 +501,12 @@ class Chaos {
         d.Send(u);
         break;
       }
-      case 5: d.Send(d.Update(emitted + 1, "q")); break;  // gap
-      case 6: d.Pass(absl::Milliseconds(random_() % 3000)); break;
+      case 5:
+        d.Send(d.Update(emitted + 1, "q"));
+        break;  // gap
+      case 6:
+        d.Pass(absl::Milliseconds(random_() % 3000));
+        break;
       case 7:
         if (emitted > 0) d.Send(d.Update(0, truth.substr(0, emitted)));  // again, equal
         break;
@@ -508,7 +518,12 @@ class Chaos {
         d.Take();
         break;
       }
-      case 10: case 11: case 12: case 13: d.Place("d1"); break;
+      case 10:
+      case 11:
+      case 12:
+      case 13:
+        d.Place("d1");
+        break;
       default: {
         const uint32_t n = std::min<uint32_t>(1 + random_() % 3, length - emitted);
         wire::SequenceUpdate u = d.Update(emitted, truth.substr(emitted, n));

@@ -35,7 +35,8 @@ inline std::string BytePiece(int byte) {
 inline constexpr uint32_t kTestEos = 257;  // <|im_end|>
 inline constexpr uint32_t kTestVocab = 258;
 inline constexpr char kTestTemplate[] =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ "
     "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' "
     "}}{% endif %}";
 

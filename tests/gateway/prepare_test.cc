@@ -24,8 +24,7 @@ TEST(PrepareTest, RendersAndTokenisesAChat) {
   PreparedRequest out;
   ASSERT_FALSE(Prepare(Chat("hi"), TestModel(), {}, out));
   ASSERT_EQ(out.choices.size(), 1u);
-  EXPECT_EQ(TextOf(out.choices[0]),
-            "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(TextOf(out.choices[0]), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_EQ(out.prompt_tokens, out.choices[0].prompt->size());
   // The default is what the context leaves.
   EXPECT_EQ(out.choices[0].stop.max_tokens() + out.prompt_tokens, 512u);

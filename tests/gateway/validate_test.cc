@@ -16,7 +16,8 @@ namespace {
 const ValidationLimits kLimits;
 
 // What the HTTP front does with a body before it asks the cluster.
-MaybeError Answer(const std::string& path, const std::string& body, HttpOptions* options = nullptr) {
+MaybeError Answer(const std::string& path, const std::string& body,
+                  HttpOptions* options = nullptr) {
   HttpOptions own;
   HttpOptions& o = options != nullptr ? *options : own;
   const Catalog catalog{.models = {TestModel()}};
@@ -89,17 +90,56 @@ TEST(ValidateTest, AnswersEveryMalformedRequestWithItsStatusFieldAndCode) {
 }
 
 TEST(ValidateTest, TakesNullForEveryOptionalField) {
-  std::string chat = R"({"messages":[{"role":"user","content":"hi","name":null,"tool_calls":null}])";
+  std::string chat =
+      R"({"messages":[{"role":"user","content":"hi","name":null,"tool_calls":null}])";
   std::string completion = R"({"prompt":"hi")";
-  for (const char* name :
-       {"model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
-        "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "n", "stop",
-        "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "logit_bias",
-        "logprobs", "top_logprobs", "cache_salt", "skip_special_tokens", "user", "stream",
-        "stream_options", "return_token_ids", "request_id", "rid", "tools", "tool_choice",
-        "response_format", "functions", "function_call", "best_of", "suffix", "echo", "guided_json",
-        "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "priority",
-        "metadata", "store", "service_tier", "prediction", "modalities", "reasoning_effort"}) {
+  for (const char* name : {"model",
+                           "max_tokens",
+                           "max_completion_tokens",
+                           "temperature",
+                           "top_p",
+                           "top_k",
+                           "min_p",
+                           "presence_penalty",
+                           "frequency_penalty",
+                           "repetition_penalty",
+                           "seed",
+                           "n",
+                           "stop",
+                           "stop_token_ids",
+                           "include_stop_str_in_output",
+                           "ignore_eos",
+                           "min_tokens",
+                           "logit_bias",
+                           "logprobs",
+                           "top_logprobs",
+                           "cache_salt",
+                           "skip_special_tokens",
+                           "user",
+                           "stream",
+                           "stream_options",
+                           "return_token_ids",
+                           "request_id",
+                           "rid",
+                           "tools",
+                           "tool_choice",
+                           "response_format",
+                           "functions",
+                           "function_call",
+                           "best_of",
+                           "suffix",
+                           "echo",
+                           "guided_json",
+                           "chat_template_kwargs",
+                           "add_generation_prompt",
+                           "continue_final_message",
+                           "priority",
+                           "metadata",
+                           "store",
+                           "service_tier",
+                           "prediction",
+                           "modalities",
+                           "reasoning_effort"}) {
     chat += std::string(",\"") + name + "\":null";
     completion += std::string(",\"") + name + "\":null";
   }
@@ -113,11 +153,12 @@ TEST(ValidateTest, TakesNullForEveryOptionalField) {
 
 TEST(ValidateTest, TakesNeutralValuesOfFieldsThatAreNotServed) {
   HttpOptions options;
-  const MaybeError e = Answer("/v1/completions", R"({"prompt":"hi","best_of":1,"echo":false,"suffix":"",
+  const MaybeError e =
+      Answer("/v1/completions", R"({"prompt":"hi","best_of":1,"echo":false,"suffix":"",
       "use_beam_search":false,"length_penalty":1.0,"response_format":{"type":"text"},
       "tool_choice":"none","parallel_tool_calls":true,"priority":0,"modalities":["text"],
       "repeat_penalty":1,"metadata":{"a":"b"},"store":true,"user":"me"})",
-                           &options);
+             &options);
   EXPECT_FALSE(e.has_value()) << e->message;
   EXPECT_TRUE(options.ignored.empty());
 }
@@ -125,12 +166,11 @@ TEST(ValidateTest, TakesNeutralValuesOfFieldsThatAreNotServed) {
 TEST(ValidateTest, NamesUnknownFields) {
   HttpOptions options;
   const MaybeError e = Answer("/v1/completions",
-                           R"({"prompt":"hi","frobnicate":1,"stream":true,
+                              R"({"prompt":"hi","frobnicate":1,"stream":true,
                                "stream_options":{"x":1},"zebra":null})",
-                           &options);
+                              &options);
   EXPECT_FALSE(e.has_value()) << e->message;
-  EXPECT_EQ(options.ignored,
-            (std::vector<std::string>{"stream_options.x", "frobnicate", "zebra"}));
+  EXPECT_EQ(options.ignored, (std::vector<std::string>{"stream_options.x", "frobnicate", "zebra"}));
 }
 
 TEST(ValidateTest, ReadsEveryShapeOfPrompt) {
