@@ -20,6 +20,8 @@ namespace antiphon::gateway {
 class ResponseSink {
  public:
   virtual ~ResponseSink() = default;
+  // The model that answers; before everything else, unless the request ends early.
+  virtual void OnPrepared(const ServedModelPtr& model) {}
   virtual void OnDelta(const ChoiceDelta& delta) = 0;
   virtual void OnChoiceEnd(const ChoiceEnd& end) = 0;
   // `exchange` is nullptr when the request ended before it was submitted.
