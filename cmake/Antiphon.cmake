@@ -29,6 +29,9 @@ endif()
 if(ANTIPHON_SANITIZE)
   add_compile_options(-fsanitize=${ANTIPHON_SANITIZE} -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${ANTIPHON_SANITIZE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    add_compile_options(-fsanitize=fuzzer-no-link)  # libFuzzer is blind without coverage counters
+  endif()
 endif()
 
 function(_antiphon_deps target visibility)
