@@ -212,8 +212,8 @@ class GrpcConductorClient final : public ConductorClient {
       call->conductor = (call->conductor + 1) % stubs_.size();
       return Attempt(call);
     }
-    absl::StatusOr<wire::AdmitReply> result = FromGrpc(status);
-    if (status.ok()) result = std::move(reply);
+    absl::StatusOr<wire::AdmitReply> result = std::move(reply);
+    if (!status.ok()) result = FromGrpc(status);
     {
       absl::MutexLock lock(&mu_);
       if (admits_.find(call->name) == admits_.end()) return;

@@ -29,7 +29,8 @@ struct Catalog {
   uint32_t decode_ready = 0;
   bool connected = false;  // to a conductor, now
   bool degraded = false;   // was complete once and is not now
-  std::string not_ready;   // why it was never complete; empty once it was
+  std::string not_ready =
+      "no conductor reached yet";  // why it was never complete; empty once it was
   std::string served_names() const {
     std::string names;
     for (const auto& m : models) names += (names.empty() ? "" : ", ") + m->card.name();

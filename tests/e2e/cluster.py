@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,18 @@ class Cluster:
             return events
         finally:
             connection.close()
+
+    def metric(self, name):
+        """Sum of the gateway's series of that name."""
+        found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics"), re.M)
+        assert found, f"{name} is missing"
+        return sum(float(v) for v in found)
+
+    def wait_metric(self, name, good, seconds=10):
+        deadline = time.time() + seconds
+        while not good(self.metric(name)):
+            assert time.time() < deadline, f"{name} is {self.metric(name)} after {seconds} s"
+            time.sleep(0.05)
 
     # ---- operations -----------------------------------------------------------------------------
 
