@@ -7,8 +7,18 @@
 
 #include "antiphon/v1/control.pb.h"
 #include "gateway/json_text.h"
+#include "model/tokenizer.h"
 
 namespace antiphon::gateway {
+namespace {
+
+// Paths and headers come back in messages, and may hold any bytes.
+std::string Utf8Only(std::string text) {
+  for (size_t bad; (bad = model::FindInvalidUtf8(text)) != std::string::npos;) text[bad] = '?';
+  return text;
+}
+
+}  // namespace
 
 ApiError InvalidValue(std::string_view param, std::string message) {
   return {.status = 400,
@@ -204,14 +214,14 @@ std::string_view ErrorTypeLabel(const ApiError& error) {
 
 std::string ErrorJson(const ApiError& error) {
   std::string out = "{\"error\":{\"message\":";
-  AppendJsonString(out, error.message);
+  AppendJsonString(out, Utf8Only(error.message));
   out += ",\"type\":";
   AppendJsonString(out, error.type);
   out += ",\"param\":";
   if (error.param.empty()) {
     out += "null";
   } else {
-    AppendJsonString(out, error.param);
+    AppendJsonString(out, Utf8Only(error.param));
   }
   out += ",\"code\":";
   AppendJsonString(out, error.code);

@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <set>
 #include <utility>
 
 #include "common/block_key.h"
@@ -51,6 +52,14 @@ void AppendChatLogprobs(std::string& out, const model::Tokenizer& tokenizer,
   out += R"(],"refusal":null})";
 }
 
+// Characters that begin in `bytes`: clients index text by character, and a character's bytes may
+// be spread over tokens.
+size_t CountCharacters(std::string_view bytes) {
+  size_t count = 0;
+  for (char c : bytes) count += (static_cast<uint8_t>(c) & 0xc0) != 0x80;
+  return count;
+}
+
 // {"tokens":[],"token_logprobs":[],"top_logprobs":[],"text_offset":[]}
 void AppendLegacyLogprobs(std::string& out, const model::Tokenizer& tokenizer,
                           const std::vector<OutputToken>& tokens, size_t& offset) {
@@ -58,19 +67,22 @@ void AppendLegacyLogprobs(std::string& out, const model::Tokenizer& tokenizer,
   for (const OutputToken& t : tokens) {
     if (!t.shown) continue;
     const char* comma = names.empty() ? "" : ",";
-    const std::string text = TokenText(tokenizer, t.id);
     names += comma;
-    AppendJsonString(names, text);
+    AppendJsonString(names, TokenText(tokenizer, t.id));
     values += comma;
     AppendJsonFloat(values, t.logprobs.logprob());
     offsets += comma;
     AppendUint(offsets, offset);
-    offset += text.size();
+    offset += CountCharacters(tokenizer.TokenBytes(t.id));
     tops += comma;
     tops += '{';
+    // Parts of characters all read U+FFFD: an object has each name once, for the likeliest.
+    std::set<std::string> named;
     for (int i = 0; i < t.logprobs.top_ids_size(); ++i) {
-      if (i > 0) tops += ',';
-      AppendJsonString(tops, TokenText(tokenizer, t.logprobs.top_ids(i)));
+      const std::string text = TokenText(tokenizer, t.logprobs.top_ids(i));
+      if (!named.insert(text).second) continue;
+      if (named.size() > 1) tops += ',';
+      AppendJsonString(tops, text);
       tops += ':';
       AppendJsonFloat(tops, t.logprobs.top_logprobs(i));
     }

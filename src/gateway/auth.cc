@@ -125,7 +125,9 @@ absl::StatusOr<std::string> Auth::TenantOf(std::string_view authorization) const
   if (!bearer) {
     return absl::UnauthenticatedError("The Authorization header must be 'Bearer YOUR_KEY'.");
   }
-  const std::string digest = Sha256Hex(authorization.substr(7));
+  authorization.remove_prefix(7);
+  while (authorization.starts_with(' ')) authorization.remove_prefix(1);
+  const std::string digest = Sha256Hex(authorization);
   absl::MutexLock lock(&mu_);
   const ApiKey* found = nullptr;
   for (const ApiKey& key : keys_) {

@@ -19,6 +19,9 @@ constexpr size_t kReadBytes = 16u << 10;
 // How long what a refused client still sends is read and thrown away; closing at once would reset
 // the connection and lose the answer.
 constexpr absl::Duration kLingerMax = absl::Seconds(5);
+// What the buffer may hold beside a head and pipelined requests: what one read adds, and a chunk's
+// header, which is parsed whole.
+constexpr size_t kBufferSpare = 64u << 10;
 
 namespace errors = beast::http;
 
@@ -49,7 +52,12 @@ Head HeadOf(const beast::http::request_parser<beast::http::string_body>& parser)
   const auto& message = parser.get();
   Head head;
   head.method = std::string(message.method_string().data(), message.method_string().size());
-  const std::string_view target(message.target().data(), message.target().size());
+  std::string_view target(message.target().data(), message.target().size());
+  // A proxy's form: http://host/path.
+  if (target.starts_with("http://") || target.starts_with("https://")) {
+    const size_t path = target.find('/', target.find("//") + 2);
+    target = path == std::string_view::npos ? std::string_view("/") : target.substr(path);
+  }
   const size_t query = target.find('?');
   head.path = std::string(target.substr(0, query));
   if (query != std::string_view::npos) head.query = std::string(target.substr(query + 1));
@@ -64,17 +72,27 @@ Head HeadOf(const beast::http::request_parser<beast::http::string_body>& parser)
 }  // namespace
 
 Connection::Connection(asio::ip::tcp::socket socket, std::shared_ptr<Shared> shared)
-    : socket_(std::move(socket)), timer_(socket_.get_executor()), shared_(std::move(shared)) {
-  ++shared_->connections;
+    : socket_(std::move(socket)),
+      work_(socket_.get_executor()),
+      timer_(socket_.get_executor()),
+      shared_(std::move(shared)),
+      buffer_(std::max(shared_->limits.header_bytes, shared_->limits.pipelined_bytes) + kReadBytes +
+              kBufferSpare) {
+  {
+    absl::MutexLock lock(&shared_->count_mu);
+    ++shared_->connections;
+  }
   TuneSocket(socket_.native_handle());
 }
 
 Connection::~Connection() {
   shared_->body_bytes -= counted_body_;
+  absl::MutexLock lock(&shared_->count_mu);
   --shared_->connections;
 }
 
 void Connection::Start() {
+  self_ = shared_from_this();
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
     self->Arm(self->shared_->limits.idle_timeout, &Connection::OnIdle);
     self->Watch();
@@ -123,6 +141,12 @@ void Connection::OnWatched(beast::error_code ec, size_t bytes) {
 }
 
 void Connection::ReadHead() {
+  // Some clients end a body with a line end that its length does not count.
+  const auto* bytes = static_cast<const char*>(buffer_.data().data());
+  size_t blank = 0;
+  while (blank < buffer_.size() && (bytes[blank] == '\r' || bytes[blank] == '\n')) ++blank;
+  buffer_.consume(blank);
+  if (buffer_.size() == 0) return Watch();
   Arm(shared_->limits.header_timeout, &Connection::OnSlowHead);
   parser_.emplace();
   parser_->header_limit(static_cast<uint32_t>(shared_->limits.header_bytes));
@@ -149,10 +173,35 @@ void Connection::RefuseParse(beast::error_code ec) {
   RefuseAndClose(shared_->handler->OnProtocolError(error));
 }
 
+MaybeError Connection::CheckHead() const {
+  const auto& message = parser_->get();
+  // What is behind an encoding that we do not undo would be read as the next request.
+  if (const auto encodings = message.count(errors::field::transfer_encoding); encodings > 0) {
+    if (message.version() == 10) return HttpError(400, "HTTP/1.0 has no Transfer-Encoding.");
+    if (encodings > 1 || !beast::iequals(message[errors::field::transfer_encoding], "chunked")) {
+      return HttpError(400, "The only Transfer-Encoding understood is 'chunked'.");
+    }
+  }
+  const auto length = message[errors::field::content_length];
+  if (message.count(errors::field::content_length) > 1 ||
+      length.find_first_not_of("0123456789") != length.npos) {
+    return HttpError(400, "The request has more than one Content-Length.");
+  }
+  const auto hosts = message.count(errors::field::host);
+  if (hosts > 1 || (hosts == 0 && message.version() == 11)) {
+    return HttpError(400, "A request has one Host header.");
+  }
+  return std::nullopt;
+}
+
 void Connection::OnHead(beast::error_code ec) {
   if (closed_ || closing_) return;
   if (ec) return RefuseParse(ec);
-  const Head head = HeadOf(*parser_);
+  if (const MaybeError error = CheckHead()) {
+    return RefuseAndClose(shared_->handler->OnProtocolError(*error));
+  }
+  head_ = HeadOf(*parser_);
+  const Head& head = head_;
   if (std::optional<Response> refusal = shared_->handler->Screen(head)) {
     // Without a body the connection is in step and may go on.
     if (head.has_body) return RefuseAndClose(*std::move(refusal));
@@ -160,7 +209,7 @@ void Connection::OnHead(beast::error_code ec) {
     exchange_ = std::make_shared<ConnectionExchange>(shared_from_this(), shared_, Request{head},
                                                      parser_->get().keep_alive(),
                                                      parser_->get().version() == 10);
-    Watch();
+    if (buffer_.size() < shared_->limits.pipelined_bytes) Watch();
     exchange_->Respond(*std::move(refusal));
     return;
   }
@@ -222,7 +271,7 @@ void Connection::OnBody(beast::error_code ec, size_t) {
 
 void Connection::Dispatch() {
   Disarm();
-  Request request{HeadOf(*parser_)};
+  Request request{std::move(head_)};
   request.body = std::move(parser_->get().body());
   exchange_ = std::make_shared<ConnectionExchange>(shared_from_this(), shared_, std::move(request),
                                                    parser_->get().keep_alive(),
@@ -310,6 +359,7 @@ void Connection::Linger() {
   beast::error_code ignored;
   socket_.cancel(ignored);
   socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  if (ending_) return Close();
   Arm(kLingerMax, &Connection::OnIdle);
   waste_.resize(kReadBytes);
   Discard();
@@ -330,9 +380,18 @@ void Connection::BeginDrain() {
   });
 }
 
-void Connection::Abort() {
+void Connection::End() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    self->ending_ = true;
+    const bool answering = self->exchange_ != nullptr && self->exchange_->answered();
+    const bool refusing = self->closing_ && !self->lingering_;
+    if (!answering && !refusing) self->LeaveAndClose(Gone::kDisconnected);
+  });
+}
+
+void Connection::Abort(Gone why) {
   asio::post(socket_.get_executor(),
-             [self = shared_from_this()] { self->LeaveAndClose(Gone::kDisconnected); });
+             [self = shared_from_this(), why] { self->LeaveAndClose(why); });
 }
 
 void Connection::LeaveAndClose(Gone why) {
@@ -349,6 +408,9 @@ void Connection::Close() {
   Disarm();
   beast::error_code ignored;
   socket_.close(ignored);
+  work_.reset();
+  // Whoever called holds another reference.
+  self_.reset();
 }
 
 }  // namespace antiphon::gateway::http

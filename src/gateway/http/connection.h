@@ -3,6 +3,7 @@
 #define ANTIPHON_GATEWAY_HTTP_CONNECTION_H_
 
 #include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -22,13 +23,20 @@ namespace antiphon::gateway::http {
 namespace asio = boost::asio;
 namespace beast = boost::beast;
 
-// What connections share. Outlives them.
+// What connections and exchanges share. Outlives them.
 struct Shared {
   Limits limits;
   Handler* handler = nullptr;
-  std::atomic<int> connections{0};
   std::atomic<size_t> body_bytes{0};
   std::atomic<bool> draining{false};
+
+  absl::Mutex count_mu;
+  int connections ABSL_GUARDED_BY(count_mu) = 0;
+
+  // Exchanges may outlive the server, connections must not: an exchange holds its connection only
+  // under this lock, and only while the server is there.
+  absl::Mutex gate ABSL_ACQUIRED_BEFORE(count_mu);
+  bool open ABSL_GUARDED_BY(gate) = true;
 };
 
 class Connection;
@@ -55,9 +63,13 @@ class ConnectionExchange final : public Exchange {
   bool answered();
 
  private:
-  enum class State { kWaiting, kStreaming, kDone, kGone };
+  // kOverrun: the client is too slow; its connection is about to be told.
+  enum class State { kWaiting, kStreaming, kDone, kOverrun, kGone };
   void Append(std::string_view bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Wake();
+  // Runs `call` on the connection if that is still there.
+  template <typename Call>
+  void WithConnection(Call call);
 
   const std::weak_ptr<Connection> connection_;
   const std::shared_ptr<Shared> shared_;
@@ -72,18 +84,22 @@ class ConnectionExchange final : public Exchange {
   absl::AnyInvocable<void(Gone)> on_gone_ ABSL_GUARDED_BY(mu_);
 };
 
-// Lives while an operation of its own is pending. All members are touched on its strand only.
+// Lives from Start to Close, whether or not an operation is pending: while a request is handled
+// there may be none. All members are touched on its strand only.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(asio::ip::tcp::socket socket, std::shared_ptr<Shared> shared);
   ~Connection();
 
   void Start();
-  // There is output of the current exchange. Any thread.
+  // All of these from any thread.
+  // There is output of the current exchange.
   void WakeForOutput();
-  // Closes now when idle, else after the request. Any thread.
+  // Closes now when idle, else after the request.
   void BeginDrain();
-  void Abort();
+  // Closes now, unless a complete answer is on its way; then after that.
+  void End();
+  void Abort(Gone why);
 
  private:
   using Parser = beast::http::request_parser<beast::http::string_body>;
@@ -95,6 +111,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void OnWatched(beast::error_code ec, size_t bytes);
   void ReadHead();
   void OnHead(beast::error_code ec);
+  // What is wrong with a head that the parser accepted.
+  MaybeError CheckHead() const;
   void ReadBody();
   void OnBody(beast::error_code ec, size_t bytes);
   bool CountBody();
@@ -114,12 +132,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void LeaveAndClose(Gone why);
   void Close();
 
+  std::shared_ptr<Connection> self_;
   asio::ip::tcp::socket socket_;
+  asio::executor_work_guard<asio::ip::tcp::socket::executor_type> work_;  // as long as self_
   asio::steady_timer timer_;
   uint64_t timer_round_ = 0;
   std::shared_ptr<Shared> shared_;
   beast::flat_buffer buffer_;
   std::optional<Parser> parser_;
+  Head head_;  // as it came before the body: trailers add nothing
   std::shared_ptr<ConnectionExchange> exchange_;
   std::string writing_;
   size_t counted_body_ = 0;
@@ -129,6 +150,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool closing_ = false;      // after the write
   bool peer_closed_ = false;  // its sending side, when the answer was complete already
   bool lingering_ = false;
+  bool ending_ = false;              // with the server: no lingering
   bool resume_after_watch_ = false;  // bytes of the next request wait in buffer_
   asio::steady_timer::time_point body_expiry_;
   std::string waste_;  // what a lingering connection reads

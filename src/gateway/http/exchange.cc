@@ -86,6 +86,13 @@ ConnectionExchange::ConnectionExchange(std::shared_ptr<Connection> connection,
       chunked_(!http_1_0),
       keep_alive_(keep_alive && !http_1_0) {}
 
+template <typename Call>
+void ConnectionExchange::WithConnection(Call call) {
+  absl::ReaderMutexLock lock(&shared_->gate);
+  if (!shared_->open) return;
+  if (const auto connection = connection_.lock()) call(*connection);
+}
+
 // Posts at most once for all that is appended until the connection takes it.
 void ConnectionExchange::Wake() {
   {
@@ -93,14 +100,16 @@ void ConnectionExchange::Wake() {
     if (woken_) return;
     woken_ = true;
   }
-  if (const auto connection = connection_.lock()) connection->WakeForOutput();
+  WithConnection([](Connection& connection) { connection.WakeForOutput(); });
 }
 
 void ConnectionExchange::Respond(Response response) {
+  absl::AnyInvocable<void(Gone)> unused;  // what it holds goes without our lock
   {
     absl::MutexLock lock(&mu_);
     if (state_ != State::kWaiting) return;
     state_ = State::kDone;
+    unused = std::move(on_gone_);
     output_ = FormatResponse(response, false, keep_alive_ && !shared_->draining,
                              request_.method != "HEAD");
   }
@@ -135,19 +144,24 @@ void ConnectionExchange::Write(std::string_view piece) {
     absl::MutexLock lock(&mu_);
     if (state_ != State::kStreaming) return;
     slow = output_.size() + piece.size() > shared_->limits.stream_buffer_bytes;
-    if (!slow) Append(piece);
+    if (slow) {
+      state_ = State::kOverrun;
+      output_.clear();
+    } else {
+      Append(piece);
+    }
   }
   if (!slow) return Wake();
-  const auto connection = connection_.lock();
-  Leave(Gone::kSlow);
-  if (connection != nullptr) connection->Abort();
+  WithConnection([](Connection& connection) { connection.Abort(Gone::kSlow); });
 }
 
 void ConnectionExchange::EndStream() {
+  absl::AnyInvocable<void(Gone)> unused;
   {
     absl::MutexLock lock(&mu_);
     if (state_ != State::kStreaming) return;
     state_ = State::kDone;
+    unused = std::move(on_gone_);
     if (chunked_) output_ += "0\r\n\r\n";
   }
   Wake();
@@ -157,6 +171,7 @@ void ConnectionExchange::OnGone(absl::AnyInvocable<void(Gone)> callback) {
   Gone why;
   {
     absl::MutexLock lock(&mu_);
+    if (state_ == State::kDone) return;
     if (state_ != State::kGone) {
       on_gone_ = std::move(callback);
       return;

@@ -2,7 +2,6 @@
 
 #include <sys/socket.h>
 
-#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
 #include <vector>
 
@@ -18,6 +17,8 @@ namespace {
 
 // Out of descriptors: accepting again at once would spin.
 constexpr auto kAcceptRetry = std::chrono::milliseconds(100);
+// How long complete answers may take to leave when the server ends.
+constexpr absl::Duration kFlushMax = absl::Seconds(1);
 
 class AsioServer final : public Server {
  public:
@@ -45,25 +46,46 @@ class AsioServer final : public Server {
   }
 
   ~AsioServer() override {
-    io_.stop();
-    threads_.clear();
+    shared_->draining = true;
+    ForAll([](Connection& connection) { connection.End(); });
+    {
+      absl::MutexLock lock(&shared_->count_mu);
+      const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(shared_->count_mu) {
+        return shared_->connections == 0;
+      };
+      shared_->count_mu.AwaitWithTimeout(absl::Condition(&none), kFlushMax);
+    }
+    ForAll([](Connection& connection) { connection.Abort(Gone::kDisconnected); });
+    threads_.clear();  // they end when nothing is left to do
+    absl::WriterMutexLock lock(&shared_->gate);
+    shared_->open = false;
   }
 
   uint16_t port() const override { return port_; }
-  int connections() const override { return shared_->connections; }
+  int connections() const override {
+    absl::MutexLock lock(&shared_->count_mu);
+    return shared_->connections;
+  }
 
   void Drain() override {
     shared_->draining = true;
-    asio::post(acceptor_.get_executor(), [this] {
+    ForAll([](Connection& connection) { connection.BeginDrain(); });
+  }
+
+ private:
+  // Ends accepting, then calls `each`, on the acceptor's strand.
+  template <typename Each>
+  void ForAll(Each each) {
+    asio::post(acceptor_.get_executor(), [this, each] {
       beast::error_code ignored;
       acceptor_.close(ignored);
+      retry_.cancel();
       for (const auto& weak : open_) {
-        if (const auto connection = weak.lock()) connection->BeginDrain();
+        if (const auto connection = weak.lock()) each(*connection);
       }
     });
   }
 
- private:
   void Accept() {
     if (!acceptor_.is_open()) return;
     acceptor_.async_accept(
@@ -74,7 +96,7 @@ class AsioServer final : public Server {
             retry_.async_wait([this](beast::error_code) { Accept(); });
             return;
           }
-          if (shared_->connections < shared_->limits.connections) {
+          if (connections() < shared_->limits.connections) {
             auto connection = std::make_shared<Connection>(std::move(socket), shared_);
             Remember(connection);
             connection->Start();

@@ -55,7 +55,7 @@ class Exchange {
   // A whole answer.
   virtual void Respond(Response response) = 0;
   // A chunked one: head, pieces, end. What the client does not take is kept up to
-  // Limits::stream_buffer_bytes; past that it is gone (kSlow).
+  // Limits::stream_buffer_bytes; past that it is gone (kSlow), and nothing more is sent to it.
   virtual void BeginStream(Response head) = 0;
   virtual void Write(std::string_view piece) = 0;
   virtual void EndStream() = 0;
@@ -97,7 +97,9 @@ class Server {
   static absl::StatusOr<std::unique_ptr<Server>> Start(const std::string& listen,
                                                        const Limits& limits, int io_threads,
                                                        Handler* handler);
-  virtual ~Server() = default;  // closes everything
+  // Closes everything. An answer that is complete gets a second to leave; exchanges that still run
+  // are gone (kDisconnected), and calls on them have no effect any more.
+  virtual ~Server() = default;
   virtual uint16_t port() const = 0;
   // No new connections; those there are close after their request.
   virtual void Drain() = 0;
