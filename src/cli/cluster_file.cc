@@ -55,6 +55,14 @@ absl::StatusOr<ClusterFile> ReadClusterFile(const fs::path& file) {
   if (const auto* ready = object.if_contains("ready"); ready != nullptr && ready->is_bool()) {
     cluster.ready = ready->get_bool();
   }
+  if (const auto* children = object.if_contains("children");
+      children != nullptr && children->is_array()) {
+    for (const auto& child : children->get_array()) {
+      if (!child.is_object()) continue;
+      const auto& c = child.get_object();
+      cluster.children.push_back({Text(c, "name"), Text(c, "daemon"), Text(c, "ops")});
+    }
+  }
   return cluster;
 }
 
@@ -101,6 +109,11 @@ absl::Status WriteClusterFile(const std::string& runtime_folder, const ClusterFi
   object["model"] = cluster.model;
   object["log_folder"] = cluster.log_folder;
   object["ready"] = cluster.ready;
+  boost::json::array children;
+  for (const ClusterFile::Child& c : cluster.children) {
+    children.push_back({{"name", c.name}, {"daemon", c.daemon}, {"ops", c.ops}});
+  }
+  object["children"] = std::move(children);
   const std::string file = fmt::format("{}/{}", runtime_folder, kFileName);
   {
     std::ofstream out(file + ".new");

@@ -20,6 +20,12 @@ struct ClusterFile {
   std::string model;      // name
   std::string log_folder;
   bool ready = false;
+  struct Child {
+    std::string name;    // "prefill-0"
+    std::string daemon;  // "prefill"
+    std::string ops;     // operations HTTP, host:port
+  };
+  std::vector<Child> children;  // those that listen
 };
 
 // $XDG_RUNTIME_DIR/antiphon, or /tmp/antiphon-UID.

@@ -39,7 +39,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
 }
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
-    const std::string& listen, const std::vector<grpc::Service*>& services, bool reflection) {
+    const std::string& listen, const std::vector<grpc::Service*>& services, bool reflection,
+    std::vector<std::string> health_names) {
   const bool local = listen.rfind("unix:", 0) == 0;
   HostPort address;
   std::string target = listen;
@@ -74,6 +75,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     return absl::UnavailableError(fmt::format("cannot serve RPC on {}", listen));
   }
   server->port_ = port;
+  server->health_names_ = std::move(health_names);
   return server;
 }
 
@@ -81,7 +83,10 @@ RpcServer::~RpcServer() { Shutdown(absl::ZeroDuration()); }
 
 void RpcServer::SetServing(bool serving) {
   if (server_ == nullptr) return;
-  if (auto* health = server_->GetHealthCheckService()) health->SetServingStatus(serving);
+  auto* health = server_->GetHealthCheckService();
+  if (health == nullptr) return;
+  health->SetServingStatus(serving);  // the server's and the known names'
+  for (const std::string& name : health_names_) health->SetServingStatus(name, serving);
 }
 
 void RpcServer::Shutdown(absl::Duration grace) {

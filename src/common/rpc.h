@@ -27,10 +27,11 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 class RpcServer {
  public:
   // `listen` is host:port; port 0 is chosen by the kernel. `services` outlive the server. Health
-  // service always, reflection when asked for. UNAVAILABLE "port 7401 on 127.0.0.1 is taken: ...".
+  // service always, for the server as a whole and for `health_names` (full service names);
+  // reflection when asked for. UNAVAILABLE "port 7401 on 127.0.0.1 is taken: ...".
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const std::string& listen, const std::vector<grpc::Service*>& services,
-      bool reflection = false);
+      bool reflection = false, std::vector<std::string> health_names = {});
   ~RpcServer();
   int port() const { return port_; }
   void SetServing(bool serving);
@@ -40,6 +41,7 @@ class RpcServer {
  private:
   RpcServer() = default;
   std::unique_ptr<grpc::Server> server_;
+  std::vector<std::string> health_names_;
   int port_ = 0;
 };
 

@@ -371,7 +371,8 @@ class GrpcFrontServer final : public GrpcFront {
  public:
   explicit GrpcFrontServer(Gateway* gateway) : service_(gateway) {}
   absl::Status Listen(const std::string& listen) {
-    ASSIGN_OR_RETURN(server_, RpcServer::Start(listen, {&service_}, /*reflection=*/true));
+    ASSIGN_OR_RETURN(server_, RpcServer::Start(listen, {&service_}, /*reflection=*/true,
+                                               {api::Inference::service_full_name()}));
     server_->SetServing(false);
     return absl::OkStatus();
   }

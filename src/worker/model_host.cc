@@ -1,5 +1,7 @@
 #include "worker/model_host.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <utility>
@@ -106,6 +108,8 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   if (!card.ok()) return WithPath(card.status(), path);
   loaded.runner = *std::move(runner);
   loaded.card = *std::move(card);
+  // /v1/models' `created`: what is known of the model's age.
+  if (struct stat st; stat(path.c_str(), &st) == 0) loaded.card.set_created_unix_s(st.st_mtime);
   ApplyConfig(config, loaded.card);
   const KvLayout& layout = loaded.runner->layout();
   loaded.fingerprint.set_weights_digest(loaded.card.weights_digest());

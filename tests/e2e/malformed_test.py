@@ -55,7 +55,7 @@ def broken_http(cluster):
     cases = {
         "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03hello\r\n\r\n", "400"),
         "no version": (b"GET /\r\n\r\n", "400"),
-        "HTTP/3.7": (b"GET / HTTP/3.7\r\n\r\n", "400"),
+        "HTTP/3.7": (b"GET / HTTP/3.7\r\n\r\n", "505"),
         "two lengths": (post + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", "400"),
         "length and chunked": (post + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
         "negative length": (post + b"Content-Length: -3\r\n\r\n", "400"),

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 
 from cluster import Cluster, ROOT, SKIP
@@ -12,6 +14,17 @@ from cluster import Cluster, ROOT, SKIP
 def fetch(address, path):
     with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as response:
         return response.read().decode()
+
+
+def wait_ready(address, seconds=60):
+    """A cluster serves with its first workers; the others follow."""
+    deadline = time.time() + seconds
+    while True:
+        try:
+            return fetch(address, "/readyz")
+        except urllib.error.HTTPError as e:
+            assert e.code == 503 and time.time() < deadline, (address, e)
+            time.sleep(0.05)
 
 
 def main():
@@ -28,7 +41,8 @@ def main():
         for child in cluster.runtime_file()["children"]:
             kinds.append(child["daemon"])
             pages[child["daemon"] + " " + child["ops"]] = fetch(child["ops"], "/metrics")
-            assert fetch(child["ops"], "/livez") and fetch(child["ops"], "/readyz")
+            assert fetch(child["ops"], "/livez")
+            wait_ready(child["ops"])
         assert sorted(kinds) == ["conductor", "decode", "gateway", "kvstore", "prefill", "prefill"], kinds
         for name, page in pages.items():
             check = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True)

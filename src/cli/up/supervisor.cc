@@ -6,11 +6,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json/parse.hpp>
 #include <cstdio>
 #include <map>
 #include <optional>
 
+#include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "cli/up/child.h"
 #include "cli/up/log_filter.h"
@@ -273,6 +275,7 @@ class Supervisor {
     }
     if (listener == "gateway.http") options_.cluster.http = address;
     if (listener == "gateway.grpc") options_.cluster.grpc = address;
+    if (absl::EndsWith(listener, "ops")) OnOperations(m, address);
     if (listener != "conductor.rpc") return;
     const bool first = options_.cluster.conductor.empty();
     options_.cluster.conductor = address;
@@ -281,6 +284,18 @@ class Supervisor {
     for (auto& other : members_) {
       if (other.get() != &m) other->start_at = Now();
     }
+  }
+
+  void OnOperations(const Member& m, const std::string& address) {
+    auto& children = options_.cluster.children;
+    auto child = std::find_if(children.begin(), children.end(),
+                              [&m](const auto& c) { return c.name == m.spec.name; });
+    if (child == children.end()) {
+      const std::string daemon = m.spec.program.substr(std::string("antiphon-").size());
+      child = children.insert(child, {m.spec.name, daemon, ""});
+    }
+    child->ops = address;
+    Publish();
   }
 
   // The host that the child was told to listen on, with the port that it got: what it advertises
