@@ -34,6 +34,7 @@ void Core::OnStoreLoad(Node& node, const wire::StoreLoad& load, absl::Time now) 
   Store& store = view_.stores[node.store];
   store.load_known = true;
   store.slots_free = load.slots_free();
+  if (load.slots() > 0) store.slot_count = load.slots();
   store.slots_pinned = load.slots_pinned();
   store.slots_cached = load.slots_cached();
   store.Settle(now);

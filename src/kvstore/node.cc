@@ -321,6 +321,7 @@ void StoreNode::FillLoad(wire::StoreLoad& load) const {
   load.set_slots_free(draining_ ? 0 : stats.free + stats.idle);
   load.set_slots_pinned(stats.pinned);
   load.set_slots_cached(stats.committed);
+  load.set_slots(stats.slots);
 }
 
 void StoreNode::Settle() {

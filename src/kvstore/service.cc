@@ -213,7 +213,9 @@ class KvStoreService final : public Service {
   }
 
   void SendLoad() {
-    if (link_ == nullptr) return;
+    // Until a worker has brought the layout, nobody can say how many slots there will be: no load is
+    // better than "none free".
+    if (link_ == nullptr || node_->core() == nullptr) return;
     wire::NodeReport report;
     node_->FillLoad(*report.mutable_store_load());
     link_->Broadcast(report);

@@ -328,6 +328,17 @@ TEST(DecideTest, APromptLargerThanEveryPoolIsTold) {
   EXPECT_EQ(d.message, "1600 tokens need 101 KV blocks; the largest pool has 10");
 }
 
+TEST(DecideTest, APoolWhoseSizeComesLaterCounts) {
+  Harness h;
+  h.Join("s", StoreHello("s", 101, 0));  // no worker has brought the layout
+  h.Worker("p", kPrefill, 101);
+  h.Worker("d", kDecode, 101);
+  wire::NodeReport load = StoreLoadReport(10);
+  load.mutable_store_load()->set_slots(10);
+  h.Report("s", load);
+  EXPECT_TRUE(h.Admit(1600).retry_is_useless);
+}
+
 TEST(DecideTest, NamesTheReasonWhenThereIsNobody) {
   Harness h;
   EXPECT_EQ(h.Admit(10).verdict, Verdict::kNoWorkers);

@@ -43,6 +43,8 @@ class Hosts:
         folder = pathlib.Path(self.temp.name) / host
         folder.mkdir(exist_ok=True)
         path = folder / "antiphon.yaml"
+        if path.exists():
+            return str(path)  # somebody may be reading it
         path.write_text(f"""version: 1
 cluster:
   name: two-hosts
