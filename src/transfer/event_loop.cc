@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kWakeId = 0;
 constexpr int kEventsMax = 64;
+constexpr absl::Duration kWaitMax = absl::Minutes(1);
 
 }  // namespace
 
@@ -104,7 +105,8 @@ int EventLoop::RunTimers() {
   while (!timers_.empty()) {
     const absl::Duration left = timers_.begin()->first.first - clock_.Now();
     if (left > absl::ZeroDuration()) {
-      return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1, 60'000));
+      // Rounded up; no more than a minute, for delays may be infinite.
+      return static_cast<int>(absl::ToInt64Milliseconds(std::min(left, kWaitMax))) + 1;
     }
     Closure closure = std::move(timers_.begin()->second);
     due_.erase(timers_.begin()->first.second);
