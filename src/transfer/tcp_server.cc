@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "common/logging.h"
 
@@ -61,7 +62,14 @@ void TcpServer::Unexport(RegionId id) {
 
 void TcpServer::Accept() {
   const int fd = accept4(listen_fd_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  if (fd < 0) return;
+  if (fd < 0) {
+    if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
+    // Whoever waits stays in the kernel's queue, and would wake this loop again at once.
+    LogWarning("transfer connections have to wait: {}", std::strerror(errno));
+    accepting_ = false;
+    loop_.Modify(listen_watch_, 0);
+    return;
+  }
   if (connections_.size() >= connections_max_) {
     LogWarning("{} transfer connections are open; one more is refused", connections_.size());
     close(fd);
@@ -223,7 +231,7 @@ void TcpServer::Close(Connection& c) {
   connections_.erase(c.watch);
 }
 
-// Ends connections of peers that do not greet or do not read.
+// Ends connections of peers that do not greet or do not read; accepts again.
 void TcpServer::Sweep() {
   const absl::Time now = loop_.Now();
   for (auto it = connections_.begin(); it != connections_.end();) {
@@ -234,6 +242,7 @@ void TcpServer::Sweep() {
       Close(c);
     }
   }
+  if (!std::exchange(accepting_, true)) loop_.Modify(listen_watch_, EPOLLIN);
   loop_.AddTimer(now + kSweepEvery, [this] { Sweep(); });
 }
 

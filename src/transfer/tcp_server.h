@@ -72,6 +72,7 @@ class TcpServer {
   const size_t connections_max_;
   TcpMetrics& metrics_;
   EventLoop::WatchId listen_watch_ = 0;
+  bool accepting_ = true;  // false: out of descriptors or memory, until the next Sweep
   std::map<EventLoop::WatchId, std::unique_ptr<Connection>> connections_;
 
   absl::Mutex mu_;  // held shared while region memory is read
