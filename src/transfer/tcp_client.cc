@@ -233,7 +233,8 @@ void TcpClient::Pump(Peer& peer) {
   }
 }
 
-// The ready lane that owes least; opens another when all are busy. end(): none can take more.
+// The ready lane that owes least; opens another when all are busy, but not while the last attempt
+// backs off (the first lane has been through that in Start). end(): none can take more.
 TcpClient::LaneRef TcpClient::PickLane(Peer& peer) {
   LaneRef best = peer.lanes.end();
   bool opening = false;
@@ -243,16 +244,21 @@ TcpClient::LaneRef TcpClient::PickLane(Peer& peer) {
     if (best == peer.lanes.end() || lane->in_flight_bytes < best->in_flight_bytes) best = lane;
   }
   const bool busy = best == peer.lanes.end() || best->in_flight_bytes >= options_.request_bytes_max;
-  if (busy && !opening && peer.lanes.size() < static_cast<size_t>(options_.lanes)) OpenLane(peer);
+  const bool may_open = peer.lanes.empty() || loop_.Now() >= peer.next_attempt;
+  if (busy && !opening && may_open && peer.lanes.size() < static_cast<size_t>(options_.lanes)) {
+    OpenLane(peer);
+  }
   return best;
 }
 
 void TcpClient::OpenLane(Peer& peer) {
   const int fd = socket(peer.socket_address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
                         IPPROTO_TCP);
+  const int socket_error = errno;
   peer.lanes.emplace_back();
   const LaneRef lane = std::prev(peer.lanes.end());
   lane->peer = &peer;
+  lane->number = next_lane_++;
   lane->fd = fd;
   lane->progress = loop_.Now();
   const int on = 1;
@@ -261,7 +267,7 @@ void TcpClient::OpenLane(Peer& peer) {
       fd >= 0 && (connect(fd, reinterpret_cast<const sockaddr*>(&peer.socket_address),
                           peer.socket_address_size) == 0 ||
                   errno == EINPROGRESS);
-  const int error = errno;
+  const int error = fd < 0 ? socket_error : errno;
   if (started) {
     lane->watch =
         loop_.Watch(fd, EPOLLOUT, [this, lane](uint32_t events) { OnEvents(lane, events); });
@@ -418,13 +424,15 @@ void TcpClient::PopPiece(Lane& lane) {
   metrics_.inflight_bytes.Add(-static_cast<double>(bytes));
 }
 
-// `retry`: the peer may just have closed what was idle; its pulls get one more connection.
+// `retry`: the peer may just have closed what was idle; its pulls get one more connection. It may
+// have closed several lanes: all that were open when a pull was first tried again count as one.
 void TcpClient::FailLane(LaneRef lane, const absl::Status& why, bool retry) {
   Peer& peer = *lane->peer;
   if (lane->watch != 0) loop_.Unwatch(lane->watch);
   if (lane->fd >= 0) close(lane->fd);
   if (absl::IsInvalidArgument(why)) metrics_.malformed.Add();
   const bool was_ready = lane->ready;
+  const uint64_t number = lane->number;
   peer.in_flight_bytes -= lane->in_flight_bytes;
   metrics_.inflight_bytes.Add(-static_cast<double>(lane->in_flight_bytes));
   const std::deque<Piece> owed = std::move(lane->in_flight);
@@ -435,7 +443,7 @@ void TcpClient::FailLane(LaneRef lane, const absl::Status& why, bool retry) {
   for (auto piece = owed.rbegin(); piece != owed.rend(); ++piece) {
     const PullRef& pull = piece->pull;
     if (pull->over) continue;
-    if (!retry || pull->retried) {
+    if (!retry || (pull->retry_lanes_below != 0 && number >= pull->retry_lanes_below)) {
       Finish(pull, Unreachable(peer.address, peer.last_error));
       continue;
     }
@@ -443,7 +451,9 @@ void TcpClient::FailLane(LaneRef lane, const absl::Status& why, bool retry) {
     retried.push_back(pull);
   }
   for (const PullRef& pull : retried) {
-    if (!std::exchange(pull->retried, true)) metrics_.retries.Add();
+    if (pull->retry_lanes_below != 0) continue;
+    pull->retry_lanes_below = next_lane_;
+    metrics_.retries.Add();
   }
   if (was_ready) {
     Pump(peer);

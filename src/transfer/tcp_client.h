@@ -43,8 +43,8 @@ class TcpClient {
     absl::Time started;
     EventLoop::TimerId timer = 0;
     size_t pieces_left = 0;
-    bool retried = false;
-    bool over = false;  // its memory is out of bounds
+    uint64_t retry_lanes_below = 0;  // its pieces on these lanes may be asked for again; 0: all
+    bool over = false;               // its memory is out of bounds
   };
   using PullRef = std::shared_ptr<ActivePull>;
   // One request on the wire.
@@ -59,6 +59,7 @@ class TcpClient {
   struct Peer;
   struct Lane {
     Peer* peer = nullptr;
+    uint64_t number = 0;  // ascending, from 1
     int fd = -1;
     EventLoop::WatchId watch = 0;
     bool connected = false;
@@ -113,6 +114,7 @@ class TcpClient {
   TcpMetrics& metrics_;
   std::atomic<PullId> next_id_{1};
   uint64_t next_wire_id_ = 1;
+  uint64_t next_lane_ = 1;
   uint64_t jitter_ = 0;
   bool ending_ = false;
   std::map<PullId, PullRef> pulls_;

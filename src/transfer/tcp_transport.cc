@@ -47,7 +47,8 @@ class TcpTransport final : public Transport {
 absl::StatusOr<std::unique_ptr<Transport>> MakeTcpTransport(TcpOptions options) {
   ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen));
   CHECK(options.lanes > 0 && options.request_bytes_max > 0 &&
-        options.request_bytes_max <= kPullBytesMax);
+        options.request_bytes_max <= kPullBytesMax && options.connections_max > 0 &&
+        options.stall > absl::ZeroDuration());
   uint16_t port = 0;
   ASSIGN_OR_RETURN(const int fd, ListenTcp(address, port));
   address.port = port;
