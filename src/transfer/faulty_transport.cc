@@ -1,6 +1,7 @@
 #include "transfer/faulty_transport.h"
 
-#include <cstring>
+#include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -52,11 +53,66 @@ void PutSecondHalf(const std::vector<Slice>& slices, const std::vector<std::byte
   }
 }
 
+// Pulls that have ended, whose `done` waits. Outlives the transport, for timers point to it.
+class LateEnds {
+ public:
+  uint64_t Add(PullDone done, absl::Status status) {
+    absl::MutexLock lock(&mu_);
+    ends_.emplace(++last_, End{std::move(done), std::move(status)});
+    return last_;
+  }
+  // No effect when it ran already.
+  void Run(uint64_t id) {
+    End end;
+    {
+      absl::MutexLock lock(&mu_);
+      auto it = ends_.find(id);
+      if (it == ends_.end()) return;
+      end = std::move(it->second);
+      ends_.erase(it);
+      ++running_;
+    }
+    end.done(end.status);
+    end.done = nullptr;
+    absl::MutexLock lock(&mu_);
+    --running_;
+  }
+  // All that wait; comes back when none runs any more.
+  void RunAll() {
+    while (const uint64_t id = First()) Run(id);
+    const auto none_runs = [this] {
+      mu_.AssertHeld();
+      return running_ == 0;
+    };
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(&none_runs));
+  }
+
+ private:
+  struct End {
+    PullDone done;
+    absl::Status status;
+  };
+  uint64_t First() {
+    absl::MutexLock lock(&mu_);
+    return ends_.empty() ? 0 : ends_.begin()->first;
+  }
+
+  absl::Mutex mu_;
+  std::map<uint64_t, End> ends_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_ ABSL_GUARDED_BY(mu_) = 0;
+  int running_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 class FaultyTransport final : public Transport {
  public:
   FaultyTransport(std::unique_ptr<Transport> inner, FaultRates rates, uint64_t seed,
                   Executor* executor)
       : inner_(std::move(inner)), rates_(rates), seed_(seed), executor_(executor) {}
+  ~FaultyTransport() override {
+    inner_ = nullptr;
+    late_->RunAll();
+  }
 
   absl::Status Export(RegionId id, const std::byte* base, size_t bytes) override {
     return inner_->Export(id, base, bytes);
@@ -95,12 +151,12 @@ class FaultyTransport final : public Transport {
                               done(status);
                             });
       case Fault::kLate:
-        return inner_->Pull(
-            std::move(request), [executor = executor_, delay = chance * rates_.late_max,
-                                 done = std::move(done)](absl::Status status) mutable {
-              executor->PostAfter(delay,
-                                  [done = std::move(done), status]() mutable { done(status); });
-            });
+        return inner_->Pull(std::move(request),
+                            [executor = executor_, late = late_, delay = chance * rates_.late_max,
+                             done = std::move(done)](absl::Status status) mutable {
+                              const uint64_t id = late->Add(std::move(done), std::move(status));
+                              executor->PostAfter(delay, [late, id] { late->Run(id); });
+                            });
     }
     return 0;
   }
@@ -125,10 +181,11 @@ class FaultyTransport final : public Transport {
     return Fault::kNone;
   }
 
-  const std::unique_ptr<Transport> inner_;
+  std::unique_ptr<Transport> inner_;
   const FaultRates rates_;
   const uint64_t seed_;
   Executor* const executor_;
+  const std::shared_ptr<LateEnds> late_ = std::make_shared<LateEnds>();
   absl::Mutex mu_;
   uint64_t pulls_ ABSL_GUARDED_BY(mu_) = 0;
 };

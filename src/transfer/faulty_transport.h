@@ -24,7 +24,8 @@ struct FaultRates {
 };
 
 // Thread-safe if `inner` is. Owns `inner`; `executor` (for late ends) outlives it. A late end still
-// obeys the contract: the memory is out of hands before `done`.
+// obeys the contract: the memory is out of hands before `done`, and destruction runs the `done`s
+// that still wait, at once and on the thread that destroys.
 std::unique_ptr<Transport> MakeFaultyTransport(std::unique_ptr<Transport> inner, FaultRates rates,
                                                uint64_t seed, Executor* executor);
 
