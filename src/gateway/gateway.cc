@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/synchronization/notification.h"
 #include "antiphon/v1/inference.pb.h"
 #include "common/block_key.h"
 #include "common/logging.h"
@@ -34,6 +35,13 @@ std::vector<RequestId> ChoiceIds(const RequestId& request, size_t count) {
 }
 
 }  // namespace
+
+MaybeError CheckClass(std::string_view header, std::string_view request_class) {
+  if (request_class.empty() || (request_class.size() <= 64 && IsGoodLabel(request_class))) {
+    return std::nullopt;
+  }
+  return InvalidValue(header, "It must be at most 64 letters, digits, '.', '_' and '-'.");
+}
 
 // Keeps the books of one request on its way to the front. On the dispatcher's executor.
 class Gateway::AccountedSink final : public ResponseSink {
@@ -161,6 +169,14 @@ Gateway::Gateway(Options options)
 
 Gateway::~Gateway() {
   for (SerialExecutor& e : prepare_) e.Shutdown();
+  // No request may reach for what goes next.
+  absl::Notification idle;
+  executor_.Post([this, &idle] {
+    drained_ = nullptr;
+    dispatcher_.AbortAll(gateway::Draining());
+    idle.Notify();
+  });
+  idle.WaitForNotification();
   conductor_.reset();
   streams_.reset();  // while the executor still turns
   executor_.Shutdown();

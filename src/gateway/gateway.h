@@ -36,6 +36,9 @@ struct RequestMeta {
   absl::Time began;                                   // Clock::Now
 };
 
+// Whether a class may go on to the cluster and into logs; `header` as the client wrote it.
+MaybeError CheckClass(std::string_view header, std::string_view request_class);
+
 // Thread-safe.
 class Gateway final : private Upstream {
  public:

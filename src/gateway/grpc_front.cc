@@ -1,5 +1,6 @@
 #include "gateway/grpc_front.h"
 
+#include <atomic>
 #include <deque>
 #include <utility>
 
@@ -13,8 +14,11 @@
 namespace antiphon::gateway {
 namespace {
 
-// What a client may be behind, in messages, before it is given up.
+// What a client may be behind before it is given up.
 constexpr size_t kQueuedMessagesMax = 4096;
+constexpr size_t kQueuedBytesMax = 1u << 20;
+// How long complete answers may take to leave when the front ends.
+constexpr absl::Duration kFlushMax = absl::Seconds(1);
 
 std::string_view Metadata(const grpc::CallbackServerContext& context, const char* name) {
   const auto it = context.client_metadata().find(name);
@@ -27,11 +31,12 @@ MaybeError Admit(Gateway& gateway, grpc::CallbackServerContext& context, Endpoin
                  bool stream, RequestMeta& meta) {
   meta = gateway.NewRequest(endpoint, Metadata(context, "x-request-id"));
   meta.stream = stream;
-  meta.request_class = Metadata(context, "x-antiphon-class").substr(0, 64);
+  meta.request_class = Metadata(context, "x-antiphon-class");
   context.AddInitialMetadata("x-request-id", meta.label);
   const auto tenant = gateway.auth().TenantOf(Metadata(context, "authorization"));
   if (!tenant.ok()) return Unauthenticated(std::string(tenant.status().message()));
   meta.tenant = *tenant;
+  if (MaybeError error = CheckClass("x-antiphon-class", meta.request_class)) return error;
   if (context.deadline() != std::chrono::system_clock::time_point::max()) {
     const absl::Duration left = absl::FromChrono(context.deadline()) - gateway.WallNow();
     meta.timeout = std::max(left, absl::Milliseconds(1));
@@ -186,7 +191,7 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
 
   StreamCall(Gateway* gateway, grpc::CallbackServerContext* context,
              const typename Shape::Request* request)
-      : gateway_(gateway) {
+      : gateway_(gateway), context_(context) {
     if (auto error = Admit(*gateway, *context, Shape::kEndpoint, true, meta_)) {
       gateway->Account(meta_, error->status, ErrorTypeLabel(*error), error->code);
       this->Finish(StatusOf(*error));
@@ -198,12 +203,13 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
                     std::make_shared<Sink>(this, request->options().logprobs()));
   }
   void OnCancel() override {
-    if (submitted_) gateway_->Cancel(meta_, false);
+    if (submitted_ && !slow_) gateway_->Cancel(meta_, false);
   }
   void OnWriteDone(bool ok) override {
     {
       absl::MutexLock lock(&mu_);
       writing_ = false;
+      queued_bytes_ -= queue_.front().ByteSizeLong();
       queue_.pop_front();
       if (!ok) broken_ = true;
     }
@@ -253,10 +259,21 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
     {
       absl::MutexLock lock(&mu_);
       if (broken_) return;
-      slow = broken_ = queue_.size() >= kQueuedMessagesMax;
-      if (!slow) queue_.push_back(std::move(chunk));
+      const size_t bytes = chunk.ByteSizeLong();
+      slow = queue_.size() >= kQueuedMessagesMax || queued_bytes_ + bytes > kQueuedBytesMax;
+      broken_ = slow;
+      if (!slow) {
+        queued_bytes_ += bytes;
+        queue_.push_back(std::move(chunk));
+      }
     }
-    if (slow) return gateway_->Cancel(meta_, true);
+    if (slow) {
+      slow_ = true;
+      gateway_->Cancel(meta_, true);
+      // The write that is under way ends no other way when the client does not read.
+      context_->TryCancel();
+      return;
+    }
     Pump();
   }
   // The sink's last call.
@@ -288,11 +305,14 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
   }
 
   Gateway* const gateway_;
+  grpc::CallbackServerContext* const context_;
   RequestMeta meta_;
   bool submitted_ = false;
+  std::atomic<bool> slow_{false};
   int64_t created_ = 0;
   absl::Mutex mu_;
   std::deque<Chunk> queue_ ABSL_GUARDED_BY(mu_);
+  size_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mu_);
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
@@ -370,6 +390,10 @@ class InferenceService final : public api::Inference::CallbackService {
 class GrpcFrontServer final : public GrpcFront {
  public:
   explicit GrpcFrontServer(Gateway* gateway) : service_(gateway) {}
+  // What is complete still leaves.
+  ~GrpcFrontServer() override {
+    if (server_ != nullptr) server_->Shutdown(kFlushMax);
+  }
   absl::Status Listen(const std::string& listen) {
     ASSIGN_OR_RETURN(server_, RpcServer::Start(listen, {&service_}, /*reflection=*/true,
                                                {api::Inference::service_full_name()}));

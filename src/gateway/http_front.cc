@@ -53,6 +53,29 @@ http::Response ErrorResponse(const ApiError& error, std::string_view label) {
   return response;
 }
 
+int HexDigit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+// What is no escape stays as it is.
+std::string PercentDecoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const int high = text[i] == '%' && i + 2 < text.size() ? HexDigit(text[i + 1]) : -1;
+    const int low = high >= 0 ? HexDigit(text[i + 2]) : -1;
+    if (low >= 0) {
+      out += static_cast<char>(16 * high + low);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
 void AddIgnored(const std::vector<std::string>& ignored, Headers& headers) {
   if (ignored.empty()) return;
   std::string names;
@@ -239,8 +262,13 @@ void HttpFront::Handle(std::shared_ptr<http::Exchange> exchange) {
   RequestMeta meta =
       options_.gateway->NewRequest(match.endpoint, Find(request.headers, "x-request-id"));
   if (match.guarded) {
+    // Again: the key may have been withdrawn while the body came.
     const auto tenant = options_.gateway->auth().TenantOf(Find(request.headers, "authorization"));
-    if (tenant.ok()) meta.tenant = *tenant;
+    if (!tenant.ok()) {
+      return exchange->Respond(
+          Refuse(meta, Unauthenticated(std::string(tenant.status().message()))));
+    }
+    meta.tenant = *tenant;
   }
   switch (match.route) {
     case Route::kChat:
@@ -266,7 +294,8 @@ void HttpFront::HandleGenerate(std::shared_ptr<http::Exchange> exchange, Request
     meta.label = setup.options.label;
   }
   meta.stream = setup.options.stream;
-  meta.request_class = Find(request.headers, "x-antiphon-class").substr(0, 64);
+  meta.request_class = Find(request.headers, "x-antiphon-class");
+  if (!error) error = CheckClass("X-Antiphon-Class", meta.request_class);
   if (const auto text = Find(request.headers, "x-antiphon-timeout-ms"); !error && !text.empty()) {
     uint32_t ms = 0;
     if (!absl::SimpleAtoi(ToAbsl(text), &ms) || ms == 0) {
@@ -361,9 +390,10 @@ http::Response HttpFront::HandleSimple(const http::Request& request, const Match
       response.body = ModelListJson(*catalog);
       return response;
     case Route::kModel: {
-      const ServedModelPtr model = catalog->Find(match.rest);
-      if (match.rest.empty() || model == nullptr) {
-        return Refuse(meta, ModelNotFound(match.rest, catalog->served_names()));
+      const std::string name = PercentDecoded(match.rest);
+      const ServedModelPtr model = catalog->Find(name);
+      if (name.empty() || model == nullptr) {
+        return Refuse(meta, ModelNotFound(name, catalog->served_names()));
       }
       response.body = ModelJson(*model);
       return response;
