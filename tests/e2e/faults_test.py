@@ -1,6 +1,8 @@
 """kill -9 of each daemon in the middle of a request: a correct answer after re-placement or one clear
 error event, never a hang; nothing leaks; the cluster serves on."""
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -124,6 +126,27 @@ def kill_before_first_token(cluster, victim, reference):
     print(f"kill -9 {victim} during prefill: {answer.get('status', 'answered')}", flush=True)
 
 
+def stop_during(cluster, victim, reference):
+    """SIGSTOP: a process that is there and answers nothing. Others take over; when it wakes up its late words
+    change nothing."""
+    stopped = []
+
+    def on_event(count):
+        if count == 20 and not stopped:
+            stopped.append(cluster.children(victim)[0])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    start = time.time()
+    try:
+        events = ask(cluster, on_event, timeout=60)
+        assert stopped and not errors_of(events), errors_of(events)
+        assert text_of(events) == reference, f"{victim}: tokens differ"
+        assert text_of(ask(cluster, timeout=60)) == reference, f"{victim}: the next request's tokens differ"
+    finally:
+        os.kill(stopped[0], signal.SIGCONT)
+    print(f"SIGSTOP {victim}: same tokens, two requests in {time.time() - start:.1f} s", flush=True)
+
+
 def main():
     with Cluster(prefill=1, decode=1) as cluster:
         reference = text_of(ask(cluster))
@@ -150,6 +173,10 @@ def main():
             deadline = time.time() + 20
             while len(cluster.children("decode")) < 2 and time.time() < deadline:
                 time.sleep(0.1)
+        for victim in ("prefill", "decode"):
+            stop_during(cluster, victim, reference)
+            ask_until_served(cluster, reference)
+            expect_no_leaks(cluster)
     print("ok")
     return 0
 
