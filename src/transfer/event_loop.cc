@@ -54,13 +54,14 @@ EventLoop::WatchId EventLoop::Watch(int fd, uint32_t events, Handler handler) {
   const WatchId id = next_id_++;
   epoll_event event{.events = events, .data = {.u64 = id}};
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) return 0;
-  watched_[id] = {fd, std::make_shared<Handler>(std::move(handler))};
+  watched_[id] = {fd, events, std::make_shared<Handler>(std::move(handler))};
   return id;
 }
 
 void EventLoop::Modify(WatchId id, uint32_t events) {
   auto it = watched_.find(id);
-  if (it == watched_.end()) return;
+  if (it == watched_.end() || it->second.events == events) return;
+  it->second.events = events;
   epoll_event event{.events = events, .data = {.u64 = id}};
   epoll_ctl(epoll_fd_, EPOLL_CTL_MOD, it->second.fd, &event);
 }

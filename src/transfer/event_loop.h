@@ -49,6 +49,7 @@ class EventLoop {
  private:
   struct Watched {
     int fd = -1;
+    uint32_t events = 0;
     std::shared_ptr<Handler> handler;
   };
   void Run();

@@ -353,6 +353,7 @@ absl::Status TcpClient::Receive(Lane& lane) {
       const size_t whole = lane.ready ? kReplyBytes : kHelloBytes;
       iov[parts++] = {lane.header.data() + lane.header_bytes, whole - lane.header_bytes};
     }
+    const size_t room = iov[0].iov_len + (parts > 1 ? iov[1].iov_len : 0);
     const ssize_t n = readv(lane.fd, iov, static_cast<int>(parts));
     if (n == 0) return absl::UnavailableError("the peer closed the connection");
     if (n < 0) {
@@ -373,6 +374,7 @@ absl::Status TcpClient::Receive(Lane& lane) {
     if (!lane.in_payload && lane.header_bytes == (lane.ready ? kReplyBytes : kHelloBytes)) {
       RETURN_IF_ERROR(TakeHeader(lane));
     }
+    if (static_cast<size_t>(n) < room) break;  // the socket was empty; epoll tells when it is not
   }
   return absl::OkStatus();
 }
