@@ -70,7 +70,7 @@ void TcpServer::Accept() {
     loop_.Modify(listen_watch_, 0);
     return;
   }
-  if (connections_.size() >= connections_max_) {
+  if (connections_.size() >= connections_max_ && !CloseIdlest()) {
     LogWarning("{} transfer connections are open; one more is refused", connections_.size());
     close(fd);
     return;
@@ -229,6 +229,18 @@ void TcpServer::Close(Connection& c) {
   loop_.Unwatch(c.watch);
   close(c.fd);
   connections_.erase(c.watch);
+}
+
+// Makes room for a new connection: hosts that vanished without a word would else fill the place for
+// ever. A living puller whose idle connection goes opens another. False: none owes nothing.
+bool TcpServer::CloseIdlest() {
+  Connection* idlest = nullptr;
+  for (const auto& [id, c] : connections_) {
+    if (!c->answers.empty() || c->hello_left > 0) continue;
+    if (idlest == nullptr || c->progress < idlest->progress) idlest = c.get();
+  }
+  if (idlest != nullptr) Close(*idlest);
+  return idlest != nullptr;
 }
 
 // Ends connections of peers that do not greet or do not read; accepts again.

@@ -66,6 +66,7 @@ class TcpServer {
   bool SendAnswers(Connection& c, size_t& budget);
   void Decide(Answer& answer) ABSL_SHARED_LOCKS_REQUIRED(mu_);
   void Close(Connection& c);
+  bool CloseIdlest();
   void Sweep();
 
   const int listen_fd_;

@@ -9,7 +9,8 @@
 // loses its connection. Cancelled and late bytes are read into a bin, never into local memory.
 //
 // Serving: a connection has a fixed size (its unanswered requests, at most kRequestsQueuedMax), so
-// a slow or hostile reader holds no memory; a malformed frame ends its connection.
+// a slow or hostile reader holds no memory; a malformed frame ends its connection. At
+// `connections_max` the connection that was idle for longest makes room for a new one.
 #ifndef ANTIPHON_TRANSFER_TCP_TRANSPORT_H_
 #define ANTIPHON_TRANSFER_TCP_TRANSPORT_H_
 

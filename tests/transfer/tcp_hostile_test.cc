@@ -284,21 +284,41 @@ TEST_F(PatienceTest, APullerThatDoesNotReadIsSentAway) {
   EXPECT_EQ(idle.NextReply().code, ReplyCode::kNoRegion);
 }
 
-TEST_F(PatienceTest, MoreConnectionsThanTheBoundAreRefused) {
-  const auto owner = Make({.connections_max = 3});
-  std::deque<RawConnection> held(3);
-  for (RawConnection& c : held) {
-    c = RawConnection::To(owner->address());
-    ASSERT_TRUE(c.GreetOwner());
-  }
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(RawConnection::To(owner->address()).Ended());
-  for (RawConnection& c : held) {
-    ASSERT_TRUE(c.Send(Encoded(RequestFrame{.id = 1, .region = 1, .bytes = 1})));
-    EXPECT_EQ(c.NextReply().code, ReplyCode::kNoRegion);
-  }
-  held.pop_front();
+// The connection that was idle for longest makes room; those that are owed bytes never do.
+TEST_F(PatienceTest, AtTheBoundIdleConnectionsMakeRoomAndBusyOnesDoNot) {
+  TestClock clock;
+  const Bytes memory(kPullBytesMax);
+  const auto owner = Make({.clock = &clock, .connections_max = 3});
+  ASSERT_TRUE(owner->Export(kRegion, memory.data(), memory.size()).ok());
+  const auto greet = [&] {
+    clock.Advance(absl::Seconds(1));
+    RawConnection c = RawConnection::To(owner->address());
+    EXPECT_TRUE(c.GreetOwner());
+    return c;
+  };
+  const auto keep_busy = [](RawConnection& c) {
+    for (uint64_t id = 1; id <= 2; ++id) {
+      ASSERT_TRUE(
+          c.Send(Encoded(RequestFrame{.id = id, .region = kRegion, .bytes = kPullBytesMax})));
+    }
+    EXPECT_EQ(c.NextReply().id, 1u);
+  };
+  RawConnection a = greet(), b = greet(), c = greet();
+  clock.Advance(absl::Seconds(1));
+  ASSERT_TRUE(a.Send(Encoded(RequestFrame{.id = 1, .region = 1, .bytes = 1})));
+  EXPECT_EQ(a.NextReply().code, ReplyCode::kNoRegion);  // so `b` is the idlest
+
+  RawConnection d = greet();
+  EXPECT_TRUE(b.Ended());
+  keep_busy(c);
+  RawConnection e = greet();
+  EXPECT_TRUE(a.Ended());
+  keep_busy(d);
+  keep_busy(e);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(RawConnection::To(owner->address()).Ended());
+  c.Close();
   RawConnection next;
-  do {  // until the owner has seen the end of the first
+  do {  // until the owner has seen the end of `c`
     next = RawConnection::To(owner->address());
   } while (!next.GreetOwner());
 }
