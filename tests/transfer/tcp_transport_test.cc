@@ -14,7 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "common/metrics.h"
 #include "common/net.h"
 #include "common/thread.h"
@@ -845,8 +844,8 @@ TEST_F(TcpTransportTest, MorePullsThanTheQueueHoldsAreRefused) {
 }
 
 TEST_F(TcpTransportTest, OutOfDescriptorsThePullerSaysSo) {
-  const auto owner = Make(), puller = Make();
   const Bytes memory = Pattern(1000, 3);
+  const auto owner = Make(), puller = Make();
   ASSERT_TRUE(owner->Export(kRegion, memory.data(), memory.size()).ok());
   rlimit limit{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
