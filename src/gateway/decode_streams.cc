@@ -91,9 +91,11 @@ class GrpcDecodeStreams final : public DecodeStreams {
     executor_->Post([this] {
       listener_ = nullptr;
       for (auto& [address, stream] : streams_) stream->TryCancel();
+      absl::MutexLock lock(&mu_);
+      ending_ = true;
     });
     absl::MutexLock lock(&mu_);
-    const auto quiet = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return open_ == 0; };
+    const auto quiet = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return ending_ && open_ == 0; };
     mu_.Await(absl::Condition(&quiet));
   }
 
@@ -166,6 +168,7 @@ class GrpcDecodeStreams final : public DecodeStreams {
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels_;
   absl::Mutex mu_;
   int open_ ABSL_GUARDED_BY(mu_) = 0;
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 void Stream::OnReadDone(bool ok) {
