@@ -52,7 +52,8 @@ struct FakeConductor::State final : wire::Conductor::CallbackService {
       state_->watchers.insert(this);
       Push();
     }
-    void Push() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+    // With state's mutex held.
+    void Push() ABSL_NO_THREAD_SAFETY_ANALYSIS {
       if (writing_ || finished_) {
         again_ = true;
         return;

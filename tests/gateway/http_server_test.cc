@@ -72,8 +72,7 @@ class GoneWatch {
   // nullopt when nothing was reported.
   std::optional<Gone> Wait() {
     absl::MutexLock lock(&state_->mu);
-    const auto gone = [s = state_.get()]()
-                          ABSL_SHARED_LOCKS_REQUIRED(s->mu) { return s->times > 0; };
+    const auto gone = [s = state_.get()] { return s->times > 0; };
     if (!state_->mu.AwaitWithTimeout(absl::Condition(&gone), kPatience)) return std::nullopt;
     return state_->why;
   }
