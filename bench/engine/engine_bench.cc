@@ -1,0 +1,153 @@
+// Times the CPU engine on one case and prints tokens/s; compare.py runs it beside llama.cpp.
+//
+//   engine_bench MODEL THREADS prompt LENGTH      a prompt in chunks of 512, its next token drawn
+//   engine_bench MODEL THREADS generate STREAMS   64 greedy tokens each, after 128 of context
+//   engine_bench --instruction-set                what "auto" stands for on this machine
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "engine/cpu/cpu_runner.h"
+#include "engine/cpu/isa.h"
+#include "model/gguf.h"
+
+namespace antiphon::engine {
+namespace {
+
+constexpr uint32_t kContext = 128;
+constexpr uint32_t kGenerated = 64;
+constexpr uint32_t kChunk = 512;  // the worker's default
+
+struct Stream {
+  std::vector<uint32_t> tokens;
+  std::vector<std::byte> memory;
+  std::vector<std::byte*> blocks;
+};
+
+class Bench {
+ public:
+  Bench(const char* path, int threads) {
+    absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
+    if (!file.ok()) Fail(file.status());
+    file_ = *std::move(file);
+    absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
+        MakeCpuRunner(file_.get(), {.step_tokens_max = kChunk, .threads = threads});
+    if (!runner.ok()) Fail(runner.status());
+    runner_ = *std::move(runner);
+    greedy_.temperature = 0;
+  }
+
+  double Prompt(uint32_t length) {
+    // The first run finds cold caches and memory that nothing has touched.
+    Stream warm = NewStream(std::min(length, kChunk), 0, 0);
+    Prefill(warm);
+    Stream stream = NewStream(length, 0, 0);
+    const auto started = std::chrono::steady_clock::now();
+    Prefill(stream);
+    return length / SecondsSince(started);
+  }
+
+  double Generate(uint32_t count) {
+    std::vector<Stream> streams;
+    for (uint32_t i = 0; i < count; ++i) {
+      streams.push_back(NewStream(kContext, 1000 * i, kGenerated));
+      Prefill(streams.back());
+    }
+    const auto started = std::chrono::steady_clock::now();
+    for (uint32_t i = 0; i < kGenerated; ++i) {
+      Step step;
+      for (Stream& s : streams) {
+        step.chunks.push_back(ChunkOf(s, static_cast<uint32_t>(s.tokens.size()) - 1, 1));
+      }
+      const StepResult result = RunStep(std::move(step));
+      for (uint32_t k = 0; k < count; ++k) {
+        streams[k].tokens.push_back(result.chunks[k].sampled->id);
+      }
+    }
+    return count * kGenerated / SecondsSince(started);
+  }
+
+ private:
+  [[noreturn]] static void Fail(const absl::Status& status) {
+    std::fprintf(stderr, "%s\n", status.ToString().c_str());
+    std::exit(1);
+  }
+  static double SecondsSince(std::chrono::steady_clock::time_point started) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  }
+
+  Stream NewStream(uint32_t length, uint32_t offset, uint32_t more) const {
+    Stream stream;
+    const uint32_t vocab = runner_->shape().vocab;
+    for (uint32_t i = 0; i < length; ++i) {
+      stream.tokens.push_back((i + offset) * 7919 % (vocab - 64) + 64);
+    }
+    const KvLayout& layout = runner_->layout();
+    const size_t blocks = layout.BlocksFor(length + more + 1);
+    stream.memory.resize(blocks * layout.payload_bytes());
+    for (size_t b = 0; b < blocks; ++b) {
+      stream.blocks.push_back(stream.memory.data() + b * layout.payload_bytes());
+    }
+    return stream;
+  }
+
+  SequenceChunk ChunkOf(const Stream& stream, uint32_t start, uint32_t count) const {
+    SequenceChunk chunk;
+    chunk.tokens = absl::MakeConstSpan(stream.tokens).subspan(start, count);
+    chunk.start = start;
+    chunk.blocks = stream.blocks;
+    if (start + count == stream.tokens.size()) chunk.sample = SampleRequest{.params = &greedy_};
+    return chunk;
+  }
+
+  // Draws the token after the last.
+  void Prefill(Stream& stream) {
+    const uint32_t length = static_cast<uint32_t>(stream.tokens.size());
+    for (uint32_t start = 0; start < length; start += kChunk) {
+      const StepResult result =
+          RunStep({{ChunkOf(stream, start, std::min(kChunk, length - start))}});
+      if (start + kChunk >= length) stream.tokens.push_back(result.chunks[0].sampled->id);
+    }
+  }
+
+  StepResult RunStep(Step step) {
+    if (const absl::Status status = runner_->Submit(std::move(step)); !status.ok()) Fail(status);
+    StepProgress progress;
+    while (!progress.finished) progress = runner_->Await(progress, absl::Seconds(60));
+    absl::StatusOr<StepResult> result = runner_->Take();
+    if (!result.ok()) Fail(result.status());
+    return *std::move(result);
+  }
+
+  std::unique_ptr<model::GgufFile> file_;
+  std::unique_ptr<ModelRunner> runner_;
+  SamplingParams greedy_;
+};
+
+int Main(int argc, char** argv) {
+  if (argc == 2 && std::string_view(argv[1]) == "--instruction-set") {
+    std::printf("%s\n", cpu::GrantedKernels().front()->name);
+    return 0;
+  }
+  const std::string_view what = argc == 5 ? argv[3] : "";
+  const int threads = argc == 5 ? std::atoi(argv[2]) : 0;
+  const int size = argc == 5 ? std::atoi(argv[4]) : 0;
+  if ((what != "prompt" && what != "generate") || threads < 1 || size < 1) {
+    std::fprintf(stderr, "usage: engine_bench MODEL THREADS prompt|generate SIZE\n");
+    return 2;
+  }
+  Bench bench(argv[1], threads);
+  const uint32_t n = static_cast<uint32_t>(size);
+  std::printf("%.2f\n", what == "prompt" ? bench.Prompt(n) : bench.Generate(n));
+  return 0;
+}
+
+}  // namespace
+}  // namespace antiphon::engine
+
+int main(int argc, char** argv) { return antiphon::engine::Main(argc, argv); }
