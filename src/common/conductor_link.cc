@@ -328,12 +328,16 @@ class Link final : public ConductorLink {
       shared_->options.blob = nullptr;
       shared_->options.on_need_snapshot = nullptr;
     }
+    // The end of a process's last channel joins gRPC's callback threads and so must not run on one:
+    // a stream's OnDone, which keeps `shared_`, may return after us.
+    std::vector<std::unique_ptr<wire::Conductor::Stub>> stubs;
     absl::MutexLock lock(&shared_->mu);
     shared_->stopping = true;
     for (auto& peer : shared_->peers) {
       if (peer->stream != nullptr) peer->stream->Cancel();
     }
     while (shared_->streams > 0) shared_->streams_gone.Wait(&shared_->mu);
+    for (auto& peer : shared_->peers) stubs.push_back(std::move(peer->stub));
   }
 
   void Broadcast(const wire::NodeReport& report) override {
