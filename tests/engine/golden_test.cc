@@ -78,8 +78,9 @@ Accuracy MeasureRunner(Activations activations) {
 
 TEST(GoldenTest, FloatActivationsReproduceTheFloatReference) {
   const Accuracy a = MeasureRunner(Activations::kFloat);
-  EXPECT_GE(a.agreement, 0.998);
-  EXPECT_LE(a.kl, 1e-5);
+  // Two float implementations differ by rounding: 1e-9. A scale that is wrong by 0.1 % gives 2e-6.
+  EXPECT_GE(a.agreement, 0.999);
+  EXPECT_LE(a.kl, 1e-7);
 }
 
 TEST(GoldenTest, FastActivationsAreNoFurtherFromTheReferenceThanLlamaCpp) {
