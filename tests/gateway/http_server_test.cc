@@ -335,8 +335,12 @@ TEST_F(HttpServerTest, BoundsTheBodiesOfAllConnections) {
   }
   held->Respond({});
   EXPECT_EQ(first.Read().status, 200);
-  HttpClient third(port_);
-  EXPECT_EQ(third.Request(Post("/echo/4", std::string(150'000, 'x'))).status, 200);
+  // The answer is out a little before its request's memory is free.
+  int status = 503;
+  for (int i = 0; i < 10'000 && status == 503; ++i) {
+    status = HttpClient(port_).Request(Post("/echo/4", std::string(150'000, 'x'))).status;
+  }
+  EXPECT_EQ(status, 200);
 }
 
 // What one reader takes for the end of a request and another does not lets a client hide a request
