@@ -213,8 +213,8 @@ class KvStoreService final : public Service {
   }
 
   void SendLoad() {
-    // Until a worker has brought the layout, nobody can say how many slots there will be: no load is
-    // better than "none free".
+    // Until a worker has brought the layout, nobody can say how many slots there will be: no load
+    // is better than "none free".
     if (link_ == nullptr || node_->core() == nullptr) return;
     wire::NodeReport report;
     node_->FillLoad(*report.mutable_store_load());

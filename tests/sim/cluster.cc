@@ -107,6 +107,21 @@ void Cluster::BreakSomeStream() {
   live[world_->Below(live.size())]->Break();
 }
 
+void Cluster::SpoilHandoff(const Pipe& call) {
+  Process* decode = call.at(0);
+  Process* prefill = call.at(1);
+  if (decode == nullptr || prefill == nullptr) return;
+  ++world_->counts["spoiled handoffs"];
+  decode->Pause(absl::Milliseconds(300 + world_->Below(2000)));
+  // Behind what its step still sends.
+  world_->At(absl::Milliseconds(20) * world_->Uniform(), [this, prefill, life = prefill->life()] {
+    if (life.expired()) return;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i]->process.get() == prefill) Kill(i, absl::Milliseconds(20));
+    }
+  });
+}
+
 void Cluster::Heal() {
   for (auto& slot : slots_) {
     StartSlot(*slot);

@@ -68,6 +68,9 @@ class Cluster {
   void Kill(size_t process, absl::Duration down);
   void Pause(size_t process, absl::Duration d);
   void BreakSomeStream();
+  // What went through this prefill call finds its decode worker asleep and, when that wakes up, its
+  // prefill worker dead and the slots in other hands.
+  void SpoilHandoff(const Pipe& call);
   // Everything that is down or paused comes back.
   void Heal();
 

@@ -173,7 +173,15 @@ void GatewayProcess::OnTokens(const wire::TokenBatch& batch) {
       LogDebug("request {} epoch {}: error {} from {}: {}", it->second, update.epoch(),
                update.error().code(), update.failed_node(), update.error().message());
     }
-    running_.at(it->second).generation->OnUpdate(update, Now());
+    gateway::Generation& generation = *running_.at(it->second).generation;
+    const bool stale = update.epoch() < generation.epoch();
+    const size_t emitted = generation.emitted().size();
+    const uint32_t replacements = generation.stats().replacements;
+    generation.OnUpdate(update, Now());
+    if (stale && (generation.emitted().size() != emitted ||
+                  generation.stats().replacements != replacements)) {
+      world().violations.push_back("the gateway heeded a stale epoch");
+    }
     Perform(it->second);
   }
 }

@@ -1,7 +1,9 @@
 #include "tests/sim/worker_process.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "tests/sim/conductor_process.h"
 #include "tests/sim/identity.h"
@@ -98,6 +100,9 @@ void WorkerProcess::OnStoreReply(const wire::StoreReply& reply) {
     return;
   }
   if (!attached_) return;
+  if (absl::StrContains(reply.status().message(), "has no generation")) {
+    ++world().counts["stale slots refused"];
+  }
   if (prefill_ != nullptr) prefill_->OnStoreReply(reply, Now());
   if (decode_ != nullptr) decode_->OnStoreReply(reply, Now());
   Perform();
@@ -171,7 +176,11 @@ void WorkerProcess::PerformPrefill() {
     } else if (auto* send = std::get_if<prefill::Send>(&action)) {
       auto it = incoming_.find(send->stream);
       if (it == incoming_.end()) continue;
+      CheckEpoch(it->second.id, it->second.epoch, "prefill");
       it->second.pipe->Send(1, [up = it->second.up, m = send->message] { up(m); });
+      if (send->message.ready().blocks_size() > 0 && world().Chance(world().faults.handoffs)) {
+        cluster_->SpoilHandoff(*it->second.pipe);
+      }
     } else {
       auto& end = std::get<prefill::End>(action);
       auto it = incoming_.find(end.stream);
@@ -190,6 +199,9 @@ void WorkerProcess::PerformDecode() {
     } else if (auto* send = std::get_if<decode::SendTokens>(&action)) {
       auto it = gateways_.find(send->gateway);
       if (it == gateways_.end()) continue;
+      for (const wire::SequenceUpdate& update : send->batch.updates()) {
+        if (update.ids_size() > 0) CheckEpoch(update.id(), update.epoch(), "decode");
+      }
       it->second.pipe->Send(1, [f = it->second.deliver, batch = send->batch] { f(batch); });
     } else if (auto* open = std::get_if<decode::OpenPrefill>(&action)) {
       OpenPrefill(*open);
@@ -256,7 +268,8 @@ void WorkerProcess::AcceptPrefill(std::shared_ptr<Pipe> pipe, uint64_t stream,
     prefill_->OnHalfClose(stream, Now());
     Perform();
   });
-  incoming_[stream] = {std::move(pipe), std::move(up), std::move(end)};
+  incoming_[stream] = {std::move(pipe), std::move(up), std::move(end), open.id(), open.epoch()};
+  SeeEpoch(open.id(), open.epoch());
   prefill_->OnOpen(stream, open, Now());
   Perform();
 }
@@ -278,9 +291,23 @@ void WorkerProcess::AcceptGateway(std::shared_ptr<Pipe> pipe,
 void WorkerProcess::Down(const Pipe* pipe, const wire::GenerateDown& down) {
   auto it = gateway_of_.find(pipe);
   if (it == gateway_of_.end()) return;
-  if (down.has_start()) decode_->OnStart(it->second, down.start(), Now());
+  if (down.has_start()) {
+    SeeEpoch(down.start().id(), down.start().epoch());
+    decode_->OnStart(it->second, down.start(), Now());
+  }
   if (down.has_cancel()) decode_->OnCancel(it->second, down.cancel());
   Perform();
+}
+
+void WorkerProcess::SeeEpoch(const std::string& id, uint32_t epoch) {
+  uint32_t& highest = epochs_[id];
+  if (epoch < highest) ++world().counts["stale epochs"];
+  highest = std::max(highest, epoch);
+}
+
+void WorkerProcess::CheckEpoch(const std::string& id, uint32_t epoch, const char* work) {
+  if (epoch >= epochs_[id]) return;
+  world().violations.push_back(absl::StrCat(name(), ": ", work, " of a stale epoch"));
 }
 
 absl::Duration WorkerProcess::LayerTime() {

@@ -54,6 +54,9 @@ class WorkerProcess final : public Process {
   void AcceptPrefill(std::shared_ptr<Pipe> pipe, uint64_t stream, const wire::PrefillOpen& open,
                      std::function<void(const wire::PrefillUp&)> up,
                      std::function<void(const absl::Status&)> end);
+  void SeeEpoch(const std::string& id, uint32_t epoch);
+  // A violation when a higher epoch of the generation has come here.
+  void CheckEpoch(const std::string& id, uint32_t epoch, const char* work);
   void MaybeStep();
   void RunLayer();
   absl::Duration LayerTime();
@@ -87,8 +90,11 @@ class WorkerProcess final : public Process {
     std::shared_ptr<Pipe> pipe;
     std::function<void(const wire::PrefillUp&)> up;
     std::function<void(const absl::Status&)> end;
+    std::string id;
+    uint32_t epoch = 0;
   };
-  std::map<uint64_t, Incoming> incoming_;  // prefill's streams
+  std::map<uint64_t, Incoming> incoming_;   // prefill's streams
+  std::map<std::string, uint32_t> epochs_;  // the highest that came, by generation
 };
 
 }  // namespace antiphon::sim

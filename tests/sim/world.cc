@@ -57,14 +57,35 @@ void Process::After(absl::Duration delay, absl::AnyInvocable<void()> event) {
 
 void Process::Run(std::weak_ptr<char> life, absl::AnyInvocable<void()> event) {
   if (life.expired()) return;
-  if (paused_until_ > world_->now()) {
-    world_->At(paused_until_ - world_->now(),
-               [this, life = std::move(life), event = std::move(event)]() mutable {
-                 Run(std::move(life), std::move(event));
-               });
-    return;
+  if (held_.empty() && paused_until_ <= world_->now()) return event();
+  held_.push_back(std::move(event));
+  if (held_.size() == 1) ScheduleWake();
+}
+
+void Process::ScheduleWake() {
+  const absl::Duration left = std::max(paused_until_ - world_->now(), absl::ZeroDuration());
+  world_->At(left, [this, life = life(), wake = ++last_wake_] {
+    // An earlier Resume has scheduled another.
+    if (!life.expired() && wake == last_wake_) Wake();
+  });
+}
+
+// What came during the pause runs in the order in which it came, across overlapping pauses too.
+void Process::Wake() {
+  const std::weak_ptr<char> alive = life();
+  while (!held_.empty()) {
+    if (paused_until_ > world_->now()) return ScheduleWake();
+    absl::AnyInvocable<void()> event = std::move(held_.front());
+    // Out of the queue only afterwards: what the event causes stands behind what is held.
+    event();
+    if (alive.expired()) return;
+    held_.pop_front();
   }
-  event();
+}
+
+void Process::Resume() {
+  paused_until_ = absl::InfinitePast();
+  if (!held_.empty()) ScheduleWake();
 }
 
 Executor::TimerId Process::PostAfter(absl::Duration delay, Closure closure) {

@@ -8,6 +8,7 @@
 #define ANTIPHON_TESTS_SIM_WORLD_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -34,7 +35,8 @@ struct Faults {
   double pauses_per_s = 0;
   double breaks_per_s = 0;  // of streams
   double cancels = 0;       // of requests
-  double skew = 0;          // clocks run up to this much faster or slower
+  double handoffs = 0;  // of Ready messages: decode sleeps while prefill dies and its slots go on
+  double skew = 0;      // clocks run up to this much faster or slower
   bool any = false;
 };
 
@@ -85,7 +87,7 @@ class Process : public Clock, public Executor {
   // Runs `event` here unless the process is dead by then; when it is paused, after it resumes.
   void After(absl::Duration delay, absl::AnyInvocable<void()> event);
   void Pause(absl::Duration d) { paused_until_ = world_->now() + d; }
-  void Resume() { paused_until_ = absl::InfinitePast(); }
+  void Resume();
   std::weak_ptr<char> life() const { return life_; }
 
   // Clock: this process's.
@@ -101,11 +103,15 @@ class Process : public Clock, public Executor {
 
  private:
   void Run(std::weak_ptr<char> life, absl::AnyInvocable<void()> event);
+  void ScheduleWake();
+  void Wake();
 
   World* world_;
   std::string name_;
   std::shared_ptr<char> life_ = std::make_shared<char>();
   absl::Time paused_until_ = absl::InfinitePast();
+  std::deque<absl::AnyInvocable<void()>> held_;  // what came during the pause
+  uint64_t last_wake_ = 0;
   absl::Duration offset_;
   double rate_ = 1;
   absl::Time born_;
@@ -127,6 +133,8 @@ class Pipe : public std::enable_shared_from_this<Pipe> {
   void Close(int from);
   void Break();
   bool broken() const { return broken_; }
+  // Null when that side is dead.
+  Process* at(int side) const { return Alive(side) ? sides_[side].process : nullptr; }
   bool Has(const Process& process) const {
     return sides_[0].process == &process || sides_[1].process == &process;
   }
