@@ -49,6 +49,14 @@ function(room_library name)
   add_library(antiphon_${name} STATIC ${ARG_SOURCES})
   target_link_libraries(antiphon_${name} PUBLIC antiphon_options Threads::Threads)
   _antiphon_deps(antiphon_${name} PUBLIC ${ARG_DEPS})
+  if(ANTIPHON_TESTS AND NOT ANTIPHON_SANITIZE)
+    # All of the library with what it declares and nothing else: a dependency that is used and not
+    # declared does not link.
+    add_executable(link_${name} ${CMAKE_SOURCE_DIR}/tests/lint/link_main.cc)
+    target_link_libraries(link_${name} PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,antiphon_${name}>)
+    add_test(NAME link_${name} COMMAND link_${name})
+    set_tests_properties(link_${name} PROPERTIES LABELS lint)
+  endif()
 endfunction()
 
 function(room_binary name)

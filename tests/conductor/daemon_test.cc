@@ -265,7 +265,7 @@ TEST_F(ConductorDaemonTest, GatewaysWatchModelsAndFetchBlobs) {
   auto prefill = std::make_unique<FakeNode>(address_, WorkerHello("p", wire::ROLE_PREFILL));
   while (models.prefill_ready() != 1) ASSERT_TRUE(reader->Read(&models));
   ASSERT_EQ(models.cards_size(), 1);
-  for (const std::string& content : {"tokenizer", "template"}) {
+  for (const char* content : {"tokenizer", "template"}) {
     wire::GetBlobRequest get;
     *get.mutable_hello() = TestHello("gateway", 9);
     get.set_digest(Sha256Hex(content));
