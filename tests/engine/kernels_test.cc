@@ -374,6 +374,13 @@ TEST(KernelsTest, AttentionOfTheFirstTokenIsItsValue) {
   }
 }
 
+TEST(KernelsTest, AnOldProcessorIsToldOf) {
+  EXPECT_NE(SlowKernelsNotice(ScalarKernels()).find("neither AVX2"), std::string::npos);
+  for (const Kernels* kernels : GrantedKernels()) {
+    if (kernels != &ScalarKernels()) EXPECT_EQ(SlowKernelsNotice(*kernels), "") << kernels->name;
+  }
+}
+
 TEST(KernelsTest, UnknownAndUngrantedInstructionSetsAreRefusedByName) {
   EXPECT_EQ(KernelsNamed("mmx").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(KernelsNamed("scalar").ok());

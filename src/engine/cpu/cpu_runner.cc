@@ -182,6 +182,11 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile
   }
   ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::KernelsNamed(options.instruction_set));
   const int threads = options.threads == 0 ? cpu::GrantedCores() : options.threads;
+  LogInfo("CPU engine: {} kernels, {} threads", kernels->name, threads);
+  if (const std::string notice = cpu::SlowKernelsNotice(*kernels);
+      !notice.empty() && options.instruction_set == "auto") {
+    LogWarning("{}", notice);
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<cpu::Weights> weights,
                    cpu::LoadWeights(*file, options.activations, threads, options.on_load_progress));
   const model::LlamaShape& shape = weights->shape;

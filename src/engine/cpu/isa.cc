@@ -31,4 +31,11 @@ absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name) {
       "instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512 or amx", name));
 }
 
+std::string SlowKernelsNotice(const Kernels& kernels) {
+  if (std::string_view(kernels.name) != "scalar") return "";
+  return "this processor (or the virtual machine it shows) has neither AVX2 with FMA and F16C nor "
+         "AVX-512 with VNNI: the engine serves with its portable kernels, many times slower; use a "
+         "processor of 2013 or later, or give the virtual machine the host's CPU model";
+}
+
 }  // namespace antiphon::engine::cpu

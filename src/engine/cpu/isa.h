@@ -18,6 +18,9 @@ const std::vector<const Kernels*>& GrantedKernels();
 // that this machine does not grant.
 absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name);
 
+// What an operator should hear when `kernels` is the best that this machine grants; empty: nothing.
+std::string SlowKernelsNotice(const Kernels& kernels);
+
 // Implemented once per architecture.
 std::vector<const Kernels*> DetectKernels();
 
