@@ -46,7 +46,7 @@ build() {
   say "Building $preset in build/$preset"
   cmake --preset "$preset" >build-configure.log 2>&1 || { cat build-configure.log >&2; rm -f build-configure.log; exit 1; }
   rm -f build-configure.log
-  cmake --build "build/$preset" -j "$cores" ${1:+--target "$@"} | grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking|Generating|Running|Re-running)' | grep -v 'ninja: no work to do' || true
+  cmake --build "build/$preset" -j "$cores" ${1:+--target "$@"} | grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking|Generating|Running|Re-running|Re-checking)' | grep -v 'ninja: no work to do' || true
   [ "${PIPESTATUS[0]}" = 0 ] || die "the build failed"
   took
 }

@@ -22,10 +22,12 @@ namespace antiphon::cli {
 namespace {
 
 constexpr double kTemperature = 0.2;
+// Small models sometimes go round in circles until the context is full.
+constexpr int kMaxTokens = 1024;
 
 constexpr const char* kHelp =
     "usage: antiphon chat [PROMPT] [--target NAME|HOST:PORT] [--model FILE] [--system TEXT]\n"
-    "                     [--temperature 0.2] [--max-tokens N] [--api-key KEY]\n\n"
+    "                     [--temperature 0.2] [--max-tokens 1024] [--api-key KEY]\n\n"
     "Talks to the cluster that runs here, to --target, or to a private cluster that it starts and\n"
     "stops. With PROMPT it answers once. In the conversation: /reset forgets it, /exit or Ctrl-D\n"
     "ends it, Ctrl-C stops an answer. The key may also be in $ANTIPHON_API_KEY.\n";
@@ -61,7 +63,7 @@ class Conversation {
         return absl::InvalidArgumentError("--temperature must be a number from 0 to 2");
       }
     }
-    ASSIGN_OR_RETURN(max_tokens_, IntFlag(arguments, "max-tokens", 0, 1, 1 << 24));
+    ASSIGN_OR_RETURN(max_tokens_, IntFlag(arguments, "max-tokens", kMaxTokens, 1, 1 << 24));
     return absl::OkStatus();
   }
 
@@ -98,9 +100,10 @@ class Conversation {
     boost::json::object body = {{"model", model_},
                                 {"messages", messages_},
                                 {"stream", true},
-                                {"temperature", temperature_}};
-    if (max_tokens_ > 0) body["max_tokens"] = max_tokens_;
+                                {"temperature", temperature_},
+                                {"max_tokens", max_tokens_}};
     std::string raw, answer, problem;
+    bool cut = false;
     EventStreamParser events;
     TerminalText terminal;
     const auto status = Fetch({.address = address_,
@@ -111,9 +114,12 @@ class Conversation {
                               [&](std::string_view piece) {
                                 if (raw.size() < 64 << 10) raw += piece;
                                 events.Push(piece, [&](std::string_view data) {
-                                  OnEvent(data, terminal, answer, problem);
+                                  OnEvent(data, terminal, answer, problem, cut);
                                 });
                               });
+    if (cut) {
+      fmt::print(stderr, "\n(cut at {} tokens; --max-tokens or the context's end)", max_tokens_);
+    }
     if (status.ok() && *status == 200 && problem.empty()) {
       messages_.push_back({{"role", "assistant"}, {"content", answer}});
       return absl::OkStatus();
@@ -132,7 +138,7 @@ class Conversation {
 
  private:
   static void OnEvent(std::string_view data, TerminalText& terminal, std::string& answer,
-                      std::string& problem) {
+                      std::string& problem, bool& cut) {
     if (data == "[DONE]") return;
     boost::json::error_code error;
     const auto json = boost::json::parse(boost::json::string_view(data.data(), data.size()), error);
@@ -145,6 +151,9 @@ class Conversation {
     const auto* choices = object.if_contains("choices");
     if (choices == nullptr || !choices->is_array()) return;
     for (const auto& choice : choices->get_array()) {
+      const auto* reason =
+          choice.is_object() ? choice.get_object().if_contains("finish_reason") : nullptr;
+      cut |= reason != nullptr && reason->is_string() && reason->get_string() == "length";
       const auto* delta = choice.is_object() ? choice.get_object().if_contains("delta") : nullptr;
       const auto* content = delta != nullptr && delta->is_object()
                                 ? delta->get_object().if_contains("content")
@@ -163,7 +172,7 @@ class Conversation {
   const std::string system_;
   std::string model_;
   double temperature_ = kTemperature;
-  int max_tokens_ = 0;
+  int max_tokens_ = kMaxTokens;
   boost::json::array messages_;
 };
 
