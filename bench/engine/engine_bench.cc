@@ -1,13 +1,20 @@
-// Times the CPU engine on one case and prints tokens/s; compare.py runs it beside llama.cpp.
+// Times the CPU engine on one case; compare runs it beside other engines.
 //
 //   engine_bench MODEL THREADS prompt LENGTH      a prompt in chunks of 512, its next token drawn
 //   engine_bench MODEL THREADS generate STREAMS   64 greedy tokens each, after 128 of context
+//   engine_bench MODEL THREADS context LENGTH     64 greedy tokens after LENGTH of context
+//   engine_bench MODEL weights                    what a token reads and multiplies
 //   engine_bench --instruction-set                what "auto" stands for on this machine
+//
+// A case prints {"tokens_per_s", "load_s": from opening the file to a first token drawn,
+// "peak_bytes", "before_load_bytes": resident memory}.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -32,6 +39,7 @@ struct Stream {
 class Bench {
  public:
   Bench(const char* path, int threads) {
+    const auto started = std::chrono::steady_clock::now();
     absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
     if (!file.ok()) Fail(file.status());
     file_ = *std::move(file);
@@ -40,7 +48,12 @@ class Bench {
     if (!runner.ok()) Fail(runner.status());
     runner_ = *std::move(runner);
     greedy_.temperature = 0;
+    Stream first = NewStream(1, 0, 0);
+    Prefill(first);
+    load_s_ = SecondsSince(started);
   }
+
+  double load_s() const { return load_s_; }
 
   double Prompt(uint32_t length) {
     // The first run finds cold caches and memory that nothing has touched.
@@ -52,10 +65,10 @@ class Bench {
     return length / SecondsSince(started);
   }
 
-  double Generate(uint32_t count) {
+  double Generate(uint32_t count, uint32_t context) {
     std::vector<Stream> streams;
     for (uint32_t i = 0; i < count; ++i) {
-      streams.push_back(NewStream(kContext, 1000 * i, kGenerated));
+      streams.push_back(NewStream(context, 1000 * i, kGenerated));
       Prefill(streams.back());
     }
     const auto started = std::chrono::steady_clock::now();
@@ -127,23 +140,63 @@ class Bench {
   std::unique_ptr<model::GgufFile> file_;
   std::unique_ptr<ModelRunner> runner_;
   SamplingParams greedy_;
+  double load_s_ = 0;
 };
+
+// Bytes of the tensors, and the weights that one token of a prompt is multiplied with: neither the
+// embedding's rows nor the output matrix, which only a prompt's last token meets.
+int PrintWeights(const char* path) {
+  absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
+  if (!file.ok()) {
+    std::fprintf(stderr, "%s\n", file.status().ToString().c_str());
+    return 1;
+  }
+  uint64_t bytes = 0, elements = 0, prompt_weights = 0;
+  for (const model::Tensor& tensor : (*file)->tensors()) {
+    bytes += tensor.bytes;
+    elements += tensor.elements();
+    const bool end = tensor.name == "token_embd.weight" || tensor.name == "output.weight";
+    if (!end && tensor.dims.size() > 1) prompt_weights += tensor.elements();
+  }
+  std::printf("{\"bytes\": %ju, \"elements\": %ju, \"prompt_weights\": %ju}\n",
+              static_cast<uintmax_t>(bytes), static_cast<uintmax_t>(elements),
+              static_cast<uintmax_t>(prompt_weights));
+  return 0;
+}
+
+// Not getrusage's, which begins with what the parent had before exec.
+uint64_t PeakBytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::strtoull(line.c_str() + 6, nullptr, 10) * 1024;
+  }
+  return 0;
+}
 
 int Main(int argc, char** argv) {
   if (argc == 2 && std::string_view(argv[1]) == "--instruction-set") {
     std::printf("%s\n", cpu::GrantedKernels().front()->name);
     return 0;
   }
+  if (argc == 3 && std::string_view(argv[2]) == "weights") return PrintWeights(argv[1]);
   const std::string_view what = argc == 5 ? argv[3] : "";
   const int threads = argc == 5 ? std::atoi(argv[2]) : 0;
   const int size = argc == 5 ? std::atoi(argv[4]) : 0;
-  if ((what != "prompt" && what != "generate") || threads < 1 || size < 1) {
-    std::fprintf(stderr, "usage: engine_bench MODEL THREADS prompt|generate SIZE\n");
+  if ((what != "prompt" && what != "generate" && what != "context") || threads < 1 || size < 1) {
+    std::fprintf(stderr, "usage: engine_bench MODEL THREADS prompt|generate|context SIZE\n");
     return 2;
   }
+  const uint64_t before_load_bytes = PeakBytes();
   Bench bench(argv[1], threads);
   const uint32_t n = static_cast<uint32_t>(size);
-  std::printf("%.2f\n", what == "prompt" ? bench.Prompt(n) : bench.Generate(n));
+  const double speed = what == "prompt"     ? bench.Prompt(n)
+                       : what == "generate" ? bench.Generate(n, kContext)
+                                            : bench.Generate(1, n);
+  std::printf(
+      "{\"tokens_per_s\": %.2f, \"load_s\": %.4f, \"peak_bytes\": %ju, "
+      "\"before_load_bytes\": %ju}\n",
+      speed, bench.load_s(), static_cast<uintmax_t>(PeakBytes()),
+      static_cast<uintmax_t>(before_load_bytes));
   return 0;
 }
 

@@ -1,17 +1,22 @@
-"""Times llama.cpp on one case and prints tokens/s: the counterpart of engine_bench.cc, run by compare.py.
+"""Times llama.cpp on one case and prints what engine_bench.cc prints for it; run by compare.
 
     llama_cpp_bench.py MODEL THREADS prompt LENGTH
     llama_cpp_bench.py MODEL THREADS generate STREAMS
+    llama_cpp_bench.py MODEL THREADS context LENGTH
+    llama_cpp_bench.py --q4_0 MODEL OUT     requantises MODEL as Q4_0
 
 Calls llama_decode itself, so that neither tokens nor sampling pass through the Python wrapper: what is
-beside it in a timed section is one argmax a row.
+beside it in a timed section is one argmax a row. before_load_bytes is what Python and the libraries take.
 """
 import ctypes
+import json
 import sys
 import time
 
 import llama_cpp
 import numpy as np
+
+from resident import resident_bytes
 
 CONTEXT = 128  # tokens before the first generated one
 GENERATED = 64
@@ -24,8 +29,8 @@ def prompt_token(vocab, i):
 
 class Engine:
     def __init__(self, path, threads, streams, tokens):
-        llama_cpp.llama_log_set(QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
+        started = time.perf_counter()
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             sys.exit(f"llama.cpp cannot load {path}")
@@ -41,6 +46,9 @@ class Engine:
             sys.exit("llama.cpp cannot make a context")
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
+        self.prompt(0, 1)
+        self.load_s = time.perf_counter() - started
+        self.clear()
 
     def clear(self):
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
@@ -83,23 +91,42 @@ def time_prompt(path, threads, length):
     engine.clear()
     started = time.perf_counter()
     engine.prompt(0, length)
-    return length / (time.perf_counter() - started)
+    return length / (time.perf_counter() - started), engine.load_s
 
 
-def time_generate(path, threads, streams):
-    engine = Engine(path, threads, streams, CONTEXT + GENERATED)
-    tokens = [engine.prompt(stream, CONTEXT, 1000 * stream) for stream in range(streams)]
+def time_generate(path, threads, streams, context=CONTEXT):
+    engine = Engine(path, threads, streams, context + GENERATED)
+    tokens = [engine.prompt(stream, context, 1000 * stream) for stream in range(streams)]
     started = time.perf_counter()
     for step in range(GENERATED):
-        engine.decode([(token, CONTEXT + step, stream, True) for stream, token in enumerate(tokens)])
+        engine.decode([(token, context + step, stream, True) for stream, token in enumerate(tokens)])
         tokens = [engine.best(stream) for stream in range(streams)]
-    return streams * GENERATED / (time.perf_counter() - started)
+    return streams * GENERATED / (time.perf_counter() - started), engine.load_s
+
+
+def time_context(path, threads, length):
+    return time_generate(path, threads, 1, length)
+
+
+def requantise(path, out):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.allow_requantize = True
+    if llama_cpp.llama_model_quantize(path.encode(), out.encode(), params) != 0:
+        sys.exit(f"llama.cpp cannot requantise {path}")
 
 
 def main():
+    llama_cpp.llama_log_set(QUIET, ctypes.c_void_p())
+    if sys.argv[1] == "--q4_0":
+        requantise(*sys.argv[2:])
+        return
     path, threads, case, size = sys.argv[1:]
-    measure = {"prompt": time_prompt, "generate": time_generate}[case]
-    print(f"{measure(path, int(threads), int(size)):.2f}")
+    measure = {"prompt": time_prompt, "generate": time_generate, "context": time_context}[case]
+    before = resident_bytes()
+    speed, load_s = measure(path, int(threads), int(size))
+    print(json.dumps({"tokens_per_s": speed, "load_s": load_s, "peak_bytes": resident_bytes("VmHWM"),
+                      "before_load_bytes": before}))
 
 
 if __name__ == "__main__":
