@@ -1,6 +1,8 @@
 #include "common/thread.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <utility>
 
@@ -22,6 +24,11 @@ Thread& Thread::operator=(Thread&& other) {
 
 void Thread::Join() {
   if (thread_.joinable()) thread_.join();
+}
+
+void SetThreadNice(int nice) {
+  // For Linux a thread is a process here.
+  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), nice);
 }
 
 }  // namespace antiphon

@@ -26,6 +26,10 @@ class Thread {
   std::thread thread_;
 };
 
+// The calling thread's niceness, 0 to 19; a higher one than before cannot be taken back without
+// privileges.
+void SetThreadNice(int nice);
+
 }  // namespace antiphon
 
 #endif  // ANTIPHON_COMMON_THREAD_H_

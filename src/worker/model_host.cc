@@ -42,11 +42,13 @@ void ApplyConfig(const config::v1::Config& config, internal::v1::ModelCard& card
   if (s.has_repetition_penalty()) sampling.set_repetition_penalty(s.repetition_penalty());
 }
 
-engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker) {
+engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role) {
   engine::CpuRunnerOptions options;
   options.block_tokens = worker.block_tokens();
   options.step_tokens_max = worker.chunk_tokens() + worker.max_sequences();
   options.threads = static_cast<int>(worker.threads());
+  // A stream that stutters is worse than a first token that comes later.
+  if (prefill_role) options.nice = static_cast<int>(worker.prefill_nice());
   options.activations =
       worker.activations() == "float" ? engine::Activations::kFloat : engine::Activations::kFast;
   options.instruction_set = worker.instruction_set();
@@ -86,7 +88,7 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
-                                      const Clock& clock,
+                                      bool prefill_role, const Clock& clock,
                                       std::function<void(std::string)> on_progress) {
   LoadedModel loaded;
   const std::string& path = config.models(0).path();
@@ -98,7 +100,7 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   model::CardParts parts;
   absl::StatusOr<internal::v1::ModelCard> card = absl::UnknownError("not read");
   Thread card_thread("card", [&] { card = model::CardOf(file, name, parts); });
-  engine::CpuRunnerOptions options = RunnerOptions(config.worker());
+  engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
   options.on_load_progress = [&on_progress](double done) {
     on_progress(fmt::format("loading weights {}%", static_cast<int>(100 * done)));
   };

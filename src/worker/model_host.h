@@ -34,9 +34,10 @@ struct LoadedModel {
 absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config);
 
 // Slow: repacks the weights and hashes the file at the same time, then measures speed. `file` must
-// outlive the result. `on_progress` gets "loading weights 43%" and the like, from any thread.
+// outlive the result. In the prefill role the engine's threads stand back (worker.prefill_nice).
+// `on_progress` gets "loading weights 43%" and the like, from any thread.
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
-                                      const Clock& clock,
+                                      bool prefill_role, const Clock& clock,
                                       std::function<void(std::string)> on_progress);
 
 }  // namespace antiphon::worker

@@ -130,10 +130,11 @@ class Worker final : public Service {
 
  private:
   void Load() {
-    auto loaded = LoadModel(*file_, config_, Clock::Real(), [this](std::string progress) {
-      absl::MutexLock lock(&mu_);
-      loading_ = std::move(progress);
-    });
+    auto loaded =
+        LoadModel(*file_, config_, prefill_role_, Clock::Real(), [this](std::string progress) {
+          absl::MutexLock lock(&mu_);
+          loading_ = std::move(progress);
+        });
     if (!loaded.ok()) {
       // There is nobody left to tell but the log: the factory has returned long ago.
       LogError("cannot start: {}", std::string(loaded.status().message()));

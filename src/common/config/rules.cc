@@ -37,6 +37,7 @@ constexpr NumberRule kNumbers[] = {
     {"worker.max_sequences", 1, 65'536, "64"},
     {"worker.chunk_tokens", 1, 1'000'000, "512"},
     {"worker.threads", 0, 4096, "4; 0 is all cores"},
+    {"worker.prefill_nice", 0, 19, "10"},
 };
 
 struct TextRule {
@@ -232,6 +233,7 @@ void SetDefaults(config::v1::Config& config) {
   worker->set_max_sequences(64);
   worker->set_chunk_tokens(512);
   worker->set_threads(0);
+  worker->set_prefill_nice(10);
   worker->set_activations("fast");
   worker->set_instruction_set("auto");
   SetDrain(worker->mutable_drain(), 5, 120);

@@ -48,7 +48,7 @@ class CpuRunner final : public ModelRunner {
                .context = weights_->shape.context,
                .step_tokens_max = options.step_tokens_max},
         forward_(weights_.get(), kernels, layout, options.step_tokens_max, threads),
-        team_(threads, "engine", [this](int thread) { Round(thread); }) {}
+        team_(threads, "engine", options.nice, [this](int thread) { Round(thread); }) {}
 
   const RunnerShape& shape() const override { return shape_; }
   const KvLayout& layout() const override { return layout_; }

@@ -21,6 +21,7 @@ struct CpuRunnerOptions {
   uint32_t block_tokens = 16;
   uint32_t step_tokens_max = 1024;
   int threads = 0;                               // 0: all cores granted to the process
+  int nice = 0;                                  // of the engine's threads, 0 to 19
   Activations activations = Activations::kFast;  // kFloat also makes the KV dtype f32
   std::string instruction_set = "auto";          // auto | scalar | avx2 | avx512 | amx
   std::function<void(double)> on_load_progress;  // 0 .. 1

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 
 namespace antiphon::engine::cpu {
@@ -20,9 +21,9 @@ inline void Pause() {
 #endif
 }
 
-// The cgroup v2 CPU quota in whole cores, rounded up; 0 when there is none.
-int CgroupQuotaCores() {
-  std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+// Of one cgroup folder; 0: none.
+int QuotaOf(const std::string& folder) {
+  std::FILE* file = std::fopen((folder + "/cpu.max").c_str(), "r");
   if (file == nullptr) return 0;
   long long quota = 0, period = 0;
   const int fields = std::fscanf(file, "%lld %lld", &quota, &period);
@@ -37,15 +38,39 @@ int GrantedCores() {
   cpu_set_t set;
   CPU_ZERO(&set);
   int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  if (const int quota = CgroupQuotaCores(); quota > 0) cores = std::min(cores, quota);
+  const int quota = QuotaCores("/proc/self/cgroup", "/sys/fs/cgroup");
+  if (quota > 0) cores = std::min(cores, quota);
   return std::max(cores, 1);
 }
 
-Team::Team(int threads, const std::string& name, std::function<void(int)> round)
+int QuotaCores(const std::string& cgroups, const std::string& root) {
+  std::string path;  // of the process, below the root; "" in a container that sees only its own
+  if (std::FILE* file = std::fopen(cgroups.c_str(), "r"); file != nullptr) {
+    char line[4096];
+    while (std::fgets(line, sizeof(line), file) != nullptr) {
+      if (std::strncmp(line, "0::/", 4) == 0)
+        path = std::string(line + 3, std::strcspn(line + 3, "\n"));
+    }
+    std::fclose(file);
+  }
+  int least = 0;
+  while (true) {
+    const int quota = QuotaOf(root + path);
+    if (quota > 0 && (least == 0 || quota < least)) least = quota;
+    const size_t slash = path.rfind('/');
+    if (slash == std::string::npos) return least;
+    path.resize(slash);
+  }
+}
+
+Team::Team(int threads, const std::string& name, int nice, std::function<void(int)> round)
     : size_(std::max(threads, 1)), round_body_(std::move(round)) {
   threads_.reserve(static_cast<size_t>(size_));
   for (int i = 0; i < size_; ++i) {
-    threads_.emplace_back(name + std::to_string(i), [this, i] { Work(i); });
+    threads_.emplace_back(name + std::to_string(i), [this, i, nice] {
+      if (nice > 0) SetThreadNice(nice);
+      Work(i);
+    });
   }
 }
 

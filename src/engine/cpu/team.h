@@ -14,13 +14,18 @@
 
 namespace antiphon::engine::cpu {
 
-// Cores that the process may use: affinity and the cgroup's quota. At least 1.
+// Cores that the process may use: affinity and the quotas of its cgroup and those above. At
+// least 1.
 int GrantedCores();
+// Whole cores, rounded up, of the smallest quota (cgroup v2) from the process's cgroup, as
+// `cgroups` (/proc/self/cgroup) names it, up to `root`; 0: none.
+int QuotaCores(const std::string& cgroups, const std::string& root);
 
 class Team {
  public:
-  // Every round runs `round(thread)` once on each thread, 0 <= thread < threads.
-  Team(int threads, const std::string& name, std::function<void(int)> round);
+  // Every round runs `round(thread)` once on each thread, 0 <= thread < threads. `nice`: of the
+  // threads, as SetThreadNice.
+  Team(int threads, const std::string& name, int nice, std::function<void(int)> round);
   // Joins the threads; a round in progress ends first.
   ~Team();
 
