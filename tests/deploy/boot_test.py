@@ -289,6 +289,9 @@ if cgroup_root() is None:
     skip("needs a cgroup v2 hierarchy that can be written")
 if not os.path.exists("/lib/systemd/systemd"):
     skip("needs systemd")
+if subprocess.run(["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--", "true"],
+                  capture_output=True).returncode != 0:
+    skip("needs a root folder that is a mount point (a chroot's is not)")
 # The default ports are free in a network of our own.
 if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:
     skip("needs network namespaces")

@@ -26,17 +26,26 @@ class Hosts:
         self.temp = tempfile.TemporaryDirectory(prefix="antiphon-hosts-")
         self.tag = f"ap{os.getpid() % 100000}"
         self.processes = []
-        self.spaces = {h: f"{self.tag}{h}" for h in ADDRESS}
-        for space in self.spaces.values():
-            run("ip", "netns", "add", space)
-            run("ip", "-n", space, "link", "set", "lo", "up")
-        run("ip", "link", "add", self.tag + "va", "netns", self.spaces["a"], "type", "veth", "peer", "name", self.tag + "vb",
-            "netns", self.spaces["b"])
+        # A network namespace lives as long as its process: no mounts, which not every root can have.
+        self.holders = {h: subprocess.Popen(["unshare", "--net", "--", "sleep", "900"]) for h in ADDRESS}
+        own = os.readlink("/proc/self/ns/net")
+        for holder in self.holders.values():
+            while holder.poll() is None and os.readlink(f"/proc/{holder.pid}/ns/net") == own:
+                time.sleep(0.01)
+            if holder.poll() is not None:
+                print("skipped: network namespaces cannot be made here")
+                sys.exit(SKIP)
+        run("ip", "link", "add", self.tag + "va", "netns", str(self.holders["a"].pid), "type", "veth", "peer", "name",
+            self.tag + "vb", "netns", str(self.holders["b"].pid))
         for host, address in ADDRESS.items():
             device = f"{self.tag}v{host}"
-            run("ip", "-n", self.spaces[host], "addr", "add", f"{address}/24", "dev", device)
-            run("ip", "-n", self.spaces[host], "link", "set", device, "up")
+            run(*self.inside(host), "ip", "link", "set", "lo", "up")
+            run(*self.inside(host), "ip", "addr", "add", f"{address}/24", "dev", device)
+            run(*self.inside(host), "ip", "link", "set", device, "up")
         self.model = model_path()
+
+    def inside(self, host):
+        return ["nsenter", "--net", f"--target={self.holders[host].pid}", "--"]
 
     def config(self, host):
         address = ADDRESS[host]
@@ -70,7 +79,7 @@ worker:
     def start(self, host, daemon):
         log = open(f"{self.temp.name}/{host}-{daemon}.log", "w")
         self.processes.append(subprocess.Popen(
-            ["ip", "netns", "exec", self.spaces[host], str(BIN / f"antiphon-{daemon}"), "--config", self.config(host),
+            [*self.inside(host), str(BIN / f"antiphon-{daemon}"), "--config", self.config(host),
              f"--node={daemon}@{host}"], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL))
 
     def fetch(self, host, url, body=None, timeout=60):
@@ -84,7 +93,7 @@ worker:
             "    print(a.status); sys.stdout.write(a.read().decode())\n"
             "except urllib.error.HTTPError as e:\n"
             "    print(e.code); sys.stdout.write(e.read().decode())\n")
-        result = subprocess.run(["ip", "netns", "exec", self.spaces[host], sys.executable, "-c", script, url, str(timeout)],
+        result = subprocess.run([*self.inside(host), sys.executable, "-c", script, url, str(timeout)],
                                 input=json.dumps(body).encode() if body is not None else b"", capture_output=True, timeout=timeout + 10)
         if result.returncode != 0:
             return 0, result.stderr.decode()[-300:]
@@ -118,8 +127,9 @@ worker:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-        for space in self.spaces.values():
-            subprocess.run(["ip", "netns", "del", space], check=False)
+        for holder in self.holders.values():
+            holder.kill()
+            holder.wait()
         self.temp.cleanup()
 
 
