@@ -55,7 +55,7 @@ function(room_library name)
     add_executable(link_${name} ${CMAKE_SOURCE_DIR}/tests/lint/link_main.cc)
     target_link_libraries(link_${name} PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,antiphon_${name}>)
     add_test(NAME link_${name} COMMAND link_${name})
-    set_tests_properties(link_${name} PROPERTIES LABELS lint)
+    set_tests_properties(link_${name} PROPERTIES LABELS tidy)
   endif()
 endfunction()
 

@@ -90,7 +90,6 @@ class Gateway final : private Upstream {
 
  private:
   class AccountedSink;
-  struct Pending;
 
   template <typename RequestType>
   void SubmitAny(const RequestMeta& meta, std::shared_ptr<const RequestType> request,

@@ -9,7 +9,7 @@ WORLD = re.compile(
     r"(steady_clock|system_clock|high_resolution_clock)::now|absl::Now\(|absl::SleepFor|sleep_for|\busleep\("
     r"|\bnanosleep\(|\bsleep\(|std::thread\b|std::jthread\b|random_device|\brand\(\)|\bsrand\(|\bgetenv\(")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|\b[Nn]ot implemented|\b[Uu]nimplemented\b|\b[Pp]laceholder")
-PLACES = re.compile(r"/work/[a-z]|/root/|/home/[a-z]+/")
+PLACES = re.compile(r"/(?:root|work|home/[a-z]+)/")
 CODE = (".h", ".cc", ".cu", ".cuh")
 
 

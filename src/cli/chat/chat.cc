@@ -118,7 +118,7 @@ class Conversation {
                                 });
                               });
     if (cut) {
-      fmt::print(stderr, "\n(cut at {} tokens; --max-tokens or the context's end)", max_tokens_);
+      fmt::print(stderr, "\n(cut: --max-tokens is {}, or the context is full)", max_tokens_);
     }
     if (status.ok() && *status == 200 && problem.empty()) {
       messages_.push_back({{"role", "assistant"}, {"content", answer}});

@@ -48,8 +48,9 @@ int QuotaCores(const std::string& cgroups, const std::string& root) {
   if (std::FILE* file = std::fopen(cgroups.c_str(), "r"); file != nullptr) {
     char line[4096];
     while (std::fgets(line, sizeof(line), file) != nullptr) {
-      if (std::strncmp(line, "0::/", 4) == 0)
+      if (std::strncmp(line, "0::/", 4) == 0) {
         path = std::string(line + 3, std::strcspn(line + 3, "\n"));
+      }
     }
     std::fclose(file);
   }
