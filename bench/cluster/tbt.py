@@ -4,8 +4,8 @@ with prefill's engine threads standing back (worker.prefill_nice) and without.
 
     bench/cluster/tbt.py [--rounds 3] [--tokens 200] [--nice 0,10]
 
-Starts `antiphon up` for each setting and round, in turns, and prints a Markdown table: median over rounds of each
-round's p50, p99 and maximum in ms, and of the prompt tokens/s that were prefilled meanwhile.
+Starts `antiphon up` for each setting and round, in turns, and prints a Markdown table: over the rounds, the
+median (lowest-highest) of each one's p50, p99 and maximum in ms, and of the prompt tokens/s prefilled meanwhile.
 """
 import argparse
 import os
@@ -83,11 +83,11 @@ def main():
         for n in settings:
             alone, beside, rate = one_round(n, options.tokens)
             results[n].append(describe(alone) + describe(beside) + [rate])
-    print("| prefill_nice | alone: p50, p99, max (ms) | beside prefill: p50, p99, max (ms) | prompt tokens/s meanwhile |")
-    print("|---|---|---|---|")
+    print("| prefill_nice | alone: p50 | p99 | max | beside prefill: p50 | p99 | max | prompt tokens/s meanwhile |")
+    print("|---|---|---|---|---|---|---|---|")
     for n in settings:
-        m = [statistics.median(column) for column in zip(*results[n])]
-        print(f"| {n} | {m[0]:.1f}, {m[1]:.1f}, {m[2]:.1f} | {m[3]:.1f}, {m[4]:.1f}, {m[5]:.1f} | {m[6]:.0f} |")
+        cells = [f"{statistics.median(c):,.1f} ({min(c):,.1f}-{max(c):,.1f})" for c in zip(*results[n])]
+        print(f"| {n} | " + " | ".join(cells) + " |")
     return 0
 
 
