@@ -49,6 +49,7 @@ void WorkerProcess::AttachStore() {
     return;
   }
   store_pipe_ = cluster_->Connect(*this, *store_);
+  store_memory_ = store_->memory();
   session_ =
       store_->Accept(store_pipe_, [this](const wire::StoreReply& reply) { OnStoreReply(reply); });
   store_pipe_->OnBroken(0, [this] {
@@ -82,7 +83,8 @@ void WorkerProcess::OnStoreReply(const wire::StoreReply& reply) {
   if (reply.has_attached()) {
     attached_ = true;
     store_incarnation_ = reply.attached().hello().incarnation();
-    Memory memory = store_->memory();
+    // The reply brought it along, as the descriptor of the pool; the store may be dead already.
+    Memory memory = store_memory_;
     mapped_.push_back(memory);
     const size_t slot_bytes = reply.attached().slot_bytes();
     auto payload = [memory, slot_bytes](uint32_t slot) {

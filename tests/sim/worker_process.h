@@ -76,6 +76,7 @@ class WorkerProcess final : public Process {
   std::shared_ptr<Pipe> store_pipe_;
   kvstore::StoreNode::SessionId session_ = 0;
   StoreProcess* store_ = nullptr;
+  Memory store_memory_;
   uint64_t store_incarnation_ = 0;
   bool attached_ = false;
 

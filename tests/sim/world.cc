@@ -51,12 +51,11 @@ absl::Duration Process::Until(absl::Time t) const {
 
 void Process::After(absl::Duration delay, absl::AnyInvocable<void()> event) {
   world_->At(delay, [this, life = life(), event = std::move(event)]() mutable {
-    Run(std::move(life), std::move(event));
+    if (!life.expired()) Run(std::move(event));
   });
 }
 
-void Process::Run(std::weak_ptr<char> life, absl::AnyInvocable<void()> event) {
-  if (life.expired()) return;
+void Process::Run(absl::AnyInvocable<void()> event) {
   if (held_.empty() && paused_until_ <= world_->now()) return event();
   held_.push_back(std::move(event));
   if (held_.size() == 1) ScheduleWake();

@@ -102,7 +102,7 @@ class Process : public Clock, public Executor {
   void CancelTimer(TimerId id) override { timers_.erase(id); }
 
  private:
-  void Run(std::weak_ptr<char> life, absl::AnyInvocable<void()> event);
+  void Run(absl::AnyInvocable<void()> event);
   void ScheduleWake();
   void Wake();
 
