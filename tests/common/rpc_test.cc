@@ -2,8 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <grpc/support/log.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/notification.h"
 #include "antiphon/v1/admin.grpc.pb.h"
 #include "common/daemon.h"
 
@@ -52,6 +54,29 @@ TEST(RpcTest, ASecondServerOnThePortIsRefusedWithTheReason) {
   ASSERT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("port " + port));
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("is taken"));
+}
+
+// Its callback drops all that it holds, the channel's last reference too.
+struct LoneCall {
+  std::shared_ptr<grpc::Channel> channel = MakeChannel("127.0.0.1:1");
+  grpc::GenericStub stub{channel};
+  grpc::ClientContext context;
+  grpc::Slice nothing;
+  grpc::ByteBuffer request{&nothing, 1}, reply;
+};
+
+TEST(RpcTest, AChannelMayEndInACallback) {
+  for (int i = 0; i < 20; ++i) {
+    absl::Notification done;
+    auto* call = new LoneCall;
+    call->stub.UnaryCall(&call->context, "/antiphon.Nobody/Call", {}, &call->request, &call->reply,
+                         [call, &done](const grpc::Status& status) {
+                           EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+                           delete call;
+                           done.Notify();
+                         });
+    ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  }
 }
 
 TEST(RpcTest, EveryCodeSurvivesTheWay) {
