@@ -151,9 +151,10 @@ class GrpcConductorClient final : public ConductorClient {
       Resolve();
     });
   }
+  // The watch ends on work_, where it may be about to be cancelled.
   void OnWatchDone(Watch* watch, const grpc::Status& status) {
     work_.Post([this, watch, status] {
-      if (watch != watch_) return;
+      const std::unique_ptr<Watch> ended(watch);
       watch_ = nullptr;
       if (!stopping_) {
         if (catalog_.connected) {
@@ -237,7 +238,7 @@ class GrpcConductorClient final : public ConductorClient {
       watched_ = active_;
       ++pending_;
     }
-    watch_ = new Watch(this, stubs_[watched_].get(), MakeHello(options_.self));  // deletes itself
+    watch_ = new Watch(this, stubs_[watched_].get(), MakeHello(options_.self));  // OnWatchDone's
     watch_->Begin();
   }
 
@@ -354,10 +355,7 @@ void Watch::OnReadDone(bool ok) {
   StartRead(&set_);
 }
 
-void Watch::OnDone(const grpc::Status& status) {
-  client_->OnWatchDone(this, status);
-  delete this;
-}
+void Watch::OnDone(const grpc::Status& status) { client_->OnWatchDone(this, status); }
 
 }  // namespace
 

@@ -52,8 +52,14 @@ class Stream final : public grpc::ClientBidiReactor<wire::GenerateDown, wire::Ge
   void TryCancel() { context_.TryCancel(); }
   // After the executor has used the last message.
   void ReadOn() { StartRead(&up_); }
-  // No more reads.
-  void LetGo() { RemoveHold(); }
+  // No more reads; without the hold no write may begin either.
+  void LetGo() {
+    {
+      absl::MutexLock lock(&mu_);
+      failed_ = true;
+    }
+    RemoveHold();
+  }
   const std::string& address() const { return address_; }
   wire::GenerateUp& up() { return up_; }
 

@@ -27,7 +27,10 @@ class LeaseStream final : public grpc::ServerBidiReactor<wire::LeaseRequest, wir
     }
     executor_->Post([this] {
       lease_ = node_->OpenLease();
-      timer_ = executor_->PostAfter(kLeaseLife, [this] { context_->TryCancel(); });
+      timer_ = executor_->PostAfter(kLeaseLife, [this] {
+        absl::MutexLock lock(&mu_);
+        if (!done_) context_->TryCancel();
+      });
     });
     StartRead(&request_);
   }
@@ -55,6 +58,11 @@ class LeaseStream final : public grpc::ServerBidiReactor<wire::LeaseRequest, wir
     }
   }
   void OnDone() override {
+    {
+      // The context ends with this reaction; the timer may still come.
+      absl::MutexLock lock(&mu_);
+      done_ = true;
+    }
     executor_->Post([this] {
       if (timer_ != 0) executor_->CancelTimer(timer_);
       if (lease_ != 0) node_->CloseLease(lease_);
@@ -68,6 +76,8 @@ class LeaseStream final : public grpc::ServerBidiReactor<wire::LeaseRequest, wir
   Executor* const executor_;
   std::atomic<int>* const count_;
   grpc::CallbackServerContext* const context_;
+  absl::Mutex mu_;
+  bool done_ ABSL_GUARDED_BY(mu_) = false;
   wire::LeaseRequest request_;
   wire::LeaseReply reply_;
   ClientId lease_ = 0;           // the executor's
