@@ -20,8 +20,8 @@ inline constexpr int kRpcMessageBytesMax = 64 << 20;
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
-// A channel that reconnects by itself: keepalive 10 s/5 s, backoff 100 ms .. 1 s. Its last reference
-// may be dropped anywhere, in a call's callback too.
+// A channel that reconnects by itself: keepalive 10 s/5 s, backoff 100 ms .. 1 s. Its last
+// reference may be dropped anywhere, in a call's callback too.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 
 // Owns a server; Shutdown on destruction.

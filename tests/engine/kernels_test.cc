@@ -306,8 +306,10 @@ struct AttentionCase {
     const uint16_t high = static_cast<uint16_t>(bits >> 16);
     std::memcpy(at + 2 * i, &high, 2);
   }
-  // Queries [first, first + count).
-  std::vector<float> Run(const Kernels& kernels, size_t first, size_t count) const {
+  // Queries [first, first + count); the tiles in pieces of `piece`, the last piece first, or in one
+  // go.
+  std::vector<float> Run(const Kernels& kernels, size_t first, size_t count,
+                         uint32_t piece = 0) const {
     std::vector<float> out(count * padded), scratch(AttentionScratchFloats(count, padded), NAN);
     Attention a;
     a.queries = &queries[first * padded];
@@ -323,7 +325,19 @@ struct AttentionCase {
     a.value_offset = half + token_bytes / 2;
     a.f32_cache = f32;
     a.scratch = scratch.data();
-    kernels.attention(a);
+    if (piece == 0) {
+      kernels.attention(a);
+      return out;
+    }
+    const uint32_t tiles = (limits[first + count - 1] + kAttentionTile - 1) / kAttentionTile;
+    std::vector<float> partials(tiles * count * AttentionPartialFloats(padded), NAN);
+    a.partials = partials.data();
+    for (uint32_t end = tiles; end > 0; end = a.first_tile) {
+      a.end_tile = end;
+      a.first_tile = end > piece ? end - piece : 0;
+      kernels.attention(a);
+    }
+    kernels.merge_attention(a);
     return out;
   }
   bool f32;
@@ -353,6 +367,9 @@ TEST(KernelsTest, AttentionIsCloseToNaiveAndEqualHoweverTheQueriesAreGrouped) {
         }
         for (const Kernels* kernels : GrantedKernels()) {
           EXPECT_EQ(c.Run(*kernels, 0, limits.size()), all) << kernels->name;
+          for (uint32_t piece : {1, 2}) {
+            EXPECT_EQ(c.Run(*kernels, 0, limits.size(), piece), all) << kernels->name;
+          }
           for (size_t q = 0; q < limits.size(); q += 3) {
             const std::vector<float> row = c.Run(*kernels, q, 3);
             EXPECT_TRUE(std::equal(row.begin(), row.end(), &all[q * c.padded]))

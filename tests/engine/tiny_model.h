@@ -110,7 +110,7 @@ inline std::string TinyModelFile(const TinyOptions& o, uint64_t seed = 1) {
       .U32(a + "feed_forward_length", o.feed_forward)
       .U32(a + "attention.head_count", o.heads)
       .U32(a + "attention.head_count_kv", o.kv_heads)
-      .U32(a + "context_length", 512)
+      .U32(a + "context_length", 2048)
       .F32(a + "attention.layer_norm_rms_epsilon", 1e-5f)
       .F32(a + "rope.freq_base", 10000.0f);
   if (o.rope_dims != 0) b.U32(a + "rope.dimension_count", o.rope_dims);

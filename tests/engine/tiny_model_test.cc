@@ -114,6 +114,16 @@ TEST(TinyModelTest, EveryInstructionSetGivesTheSameBits) {
   }
 }
 
+// Past 1,024 tokens a lone row's context is cut into pieces, as many as the threads call for.
+TEST(TinyModelTest, ThreadsShareALongContextWithoutChangingABit) {
+  const std::vector<uint32_t> tokens = Tokens(1500);
+  const TinyRun run({.heads = 4, .kv_heads = 2});
+  const std::vector<float> want = run.Logits({.threads = 1}, tokens);
+  for (int threads : {2, 3, 5}) {
+    EXPECT_TRUE(run.Logits({.threads = threads}, tokens) == want) << threads;
+  }
+}
+
 TEST(TinyModelTest, ATensorOfAWrongSizeIsNamed) {
   model::GgufBuilder builder = model::TinyLlama({.hidden = 64});
   const std::string bytes = builder.Build();

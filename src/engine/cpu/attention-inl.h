@@ -155,10 +155,30 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
   }
 }
 
-// out = out * keep[q] + (weights x values) * take[q], for kVectors vectors of dims.
-template <int kQueries, int kVectors, typename Values>
+// What becomes of a tile's weighted values: they are merged into the query's,
+// out = out * keep + values * take, or stored for a later merge.
+struct MergeInto {
+  float* out;  // [query][padded_dim]
+  int stride;
+  const float* keep;
+  const float* take;
+  void Put(int q, int dim, F values) const {
+    float* o = out + q * stride + dim;
+    Store(o, Fma(values, Splat(take[q]), Mul(Load(o), Splat(keep[q]))));
+  }
+  MergeInto From(int q) const { return {out + q * stride, stride, keep + q, take + q}; }
+};
+struct StoreTo {
+  float* out;
+  int stride;
+  void Put(int q, int dim, F values) const { Store(out + q * stride + dim, values); }
+  StoreTo From(int q) const { return {out + q * stride, stride}; }
+};
+
+// Weights x values, for kVectors vectors of dims.
+template <int kQueries, int kVectors, typename Values, typename Sink>
 inline void ValueTile(const float* weights, const Values& values, int dim, int tokens,
-                      int padded_dim, const float* keep, const float* take, float* out) {
+                      const Sink& sink) {
   F acc[kQueries][kVectors];
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
@@ -179,22 +199,19 @@ inline void ValueTile(const float* weights, const Values& values, int dim, int t
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      float* o = out + q * padded_dim + dim + 16 * v;
-      Store(o, Fma(acc[q][v], Splat(take[q]), Mul(Load(o), Splat(keep[q]))));
-    }
+    for (int v = 0; v < kVectors; ++v) sink.Put(q, dim + 16 * v, acc[q][v]);
   }
 }
 
-template <int kQueries, typename Values>
+template <int kQueries, typename Values, typename Sink>
 inline void ValueTiles(const float* weights, const Values& values, int tokens, int padded_dim,
-                       const float* keep, const float* take, float* out) {
+                       const Sink& sink) {
   int dim = 0;
   for (; dim + 16 * kTileVectors <= padded_dim; dim += 16 * kTileVectors) {
-    ValueTile<kQueries, kTileVectors>(weights, values, dim, tokens, padded_dim, keep, take, out);
+    ValueTile<kQueries, kTileVectors>(weights, values, dim, tokens, sink);
   }
   for (; dim < padded_dim; dim += 16) {
-    ValueTile<kQueries, 1>(weights, values, dim, tokens, padded_dim, keep, take, out);
+    ValueTile<kQueries, 1>(weights, values, dim, tokens, sink);
   }
 }
 
@@ -224,12 +241,32 @@ inline float SoftmaxTile(float* scores, int visible, float* sum) {
   return tile_max;
 }
 
+// Merges the maxima and sums of a tile into those of kQueries queries from `query` on. Factors of
+// what there was: factors[q]; of what the tile adds: factors[8 + q].
+template <int kQueries>
+inline void MergeSums(const float* tile_maxima, const float* tile_sums, int query,
+                      const SoftmaxState& state, float* factors) {
+  float shifts[16] = {};  // of old and tile maxima below the new ones
+  for (int q = 0; q < kQueries; ++q) {
+    const float old_max = state.maxima[query + q];
+    const float new_max = tile_maxima[q] > old_max ? tile_maxima[q] : old_max;
+    shifts[q] = old_max - new_max;  // -infinity before the first tile, whose factor is then 0
+    shifts[8 + q] = tile_maxima[q] - new_max;
+    state.maxima[query + q] = new_max;
+  }
+  const F shift = Load(shifts);
+  Store(factors, ZeroBelow(shift, Splat(kLowestExp), Exp(shift)));
+  for (int q = 0; q < kQueries; ++q) {
+    float& sum = state.sums[query + q];
+    sum = __builtin_fmaf(tile_sums[q], factors[8 + q], sum * factors[q]);
+  }
+}
+
 template <int kQueries, typename Values>
 void QueryTile(const Attention& a, const TileTokens& tile, int query, const float* keys,
                const Values& values, float* scores, const SoftmaxState& state) {
   const int dim = a.padded_dim;
   const float* queries = a.queries + static_cast<size_t>(query) * dim;
-  float* out = a.out + static_cast<size_t>(query) * dim;
   const int vectors = (tile.count + 15) / 16;
   int v = 0;
   for (; v + kTileVectors <= vectors; v += kTileVectors) {
@@ -237,39 +274,36 @@ void QueryTile(const Attention& a, const TileTokens& tile, int query, const floa
   }
   for (; v < vectors; ++v) ScoreTile<kQueries, 1>(queries, dim, keys + 16 * v, scores + 16 * v);
 
+  float tile_maxima[kQueries];
   float tile_sums[kQueries];
-  float shifts[16] = {};  // of old and tile maxima below the new ones
   int visible[kQueries];
   bool same = true;
   for (int q = 0; q < kQueries; ++q) {
     const uint32_t left = a.limits[query + q] - tile.first;
     visible[q] = left < static_cast<uint32_t>(tile.count) ? static_cast<int>(left) : tile.count;
     same = same && visible[q] == visible[0];
-    const float tile_max = SoftmaxTile(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
-    const float old_max = state.maxima[query + q];
-    const float new_max = tile_max > old_max ? tile_max : old_max;
-    shifts[q] = old_max - new_max;  // -infinity before the first tile, whose factor is then 0
-    shifts[8 + q] = tile_max - new_max;
-    state.maxima[query + q] = new_max;
-  }
-  const F shift = Load(shifts);
-  float factors[16];
-  Store(factors, ZeroBelow(shift, Splat(kLowestExp), Exp(shift)));
-  const float* keep = factors;
-  const float* take = factors + 8;
-  for (int q = 0; q < kQueries; ++q) {
-    float& sum = state.sums[query + q];
-    sum = __builtin_fmaf(tile_sums[q], take[q], sum * keep[q]);
+    tile_maxima[q] = SoftmaxTile(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
   }
   // Tokens that a query does not see never enter its sums, not even with weight 0.
-  if (same) {
-    ValueTiles<kQueries>(scores, values, visible[0], dim, keep, take, out);
+  const auto add = [&](const auto& sink) {
+    if (same) return ValueTiles<kQueries>(scores, values, visible[0], dim, sink);
+    for (int q = 0; q < kQueries; ++q) {
+      ValueTiles<1>(scores + q * kAttentionTile, values, visible[q], dim, sink.From(q));
+    }
+  };
+  if (a.partials != nullptr) {
+    const int stride = static_cast<int>(AttentionPartialFloats(a.padded_dim));
+    float* partial = a.partials + (size_t{tile.first / kAttentionTile} * a.count + query) * stride;
+    add(StoreTo{partial, stride});
+    for (int q = 0; q < kQueries; ++q) {
+      partial[q * stride + dim] = tile_maxima[q];
+      partial[q * stride + dim + 1] = tile_sums[q];
+    }
     return;
   }
-  for (int q = 0; q < kQueries; ++q) {
-    ValueTiles<1>(scores + q * kAttentionTile, values, visible[q], dim, keep + q, take + q,
-                  out + q * dim);
-  }
+  float factors[16];
+  MergeSums<kQueries>(tile_maxima, tile_sums, query, state, factors);
+  add(MergeInto{a.out + static_cast<size_t>(query) * dim, dim, factors, factors + 8});
 }
 
 template <int kQueries, typename Values>
@@ -283,24 +317,42 @@ inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, in
   }
 }
 
-template <typename Cache>
-void AttendOver(const Attention& a) {
-  float* keys = a.scratch;
-  float* values = keys + static_cast<size_t>(a.padded_dim) * kAttentionTile;
-  float* scores = values + static_cast<size_t>(a.padded_dim) * kAttentionTile;
-  const SoftmaxState state{scores + 4 * kAttentionTile, scores + 4 * kAttentionTile + a.count};
+inline SoftmaxState Begin(const Attention& a, float* maxima) {
+  const SoftmaxState state{maxima, maxima + a.count};
   for (int q = 0; q < a.count; ++q) {
     state.maxima[q] = -kInfinity;
     state.sums[q] = 0;
   }
   std::memset(a.out, 0, sizeof(float) * static_cast<size_t>(a.count) * a.padded_dim);
-  const uint32_t end = a.limits[a.count - 1];
+  return state;
+}
+inline void End(const Attention& a, const SoftmaxState& state) {
+  for (int q = 0; q < a.count; ++q) {
+    const F sum = Splat(state.sums[q]);
+    float* out = a.out + static_cast<size_t>(q) * a.padded_dim;
+    for (int d = 0; d < a.padded_dim; d += 16) Store(out + d, Div(Load(out + d), sum));
+  }
+}
+
+template <typename Cache>
+void AttendOver(const Attention& a) {
+  float* keys = a.scratch;
+  float* values = keys + static_cast<size_t>(a.padded_dim) * kAttentionTile;
+  float* scores = values + static_cast<size_t>(a.padded_dim) * kAttentionTile;
+  SoftmaxState state{};
+  uint32_t first = 0, end = a.limits[a.count - 1];
+  if (a.partials != nullptr) {
+    first = a.first_tile * kAttentionTile;
+    end = end < a.end_tile * kAttentionTile ? end : a.end_tile * kAttentionTile;
+  } else {
+    state = Begin(a, scores + 4 * kAttentionTile);
+  }
   // Values that are read once are read where they lie.
   const bool in_place = a.count <= kTileQueries && a.head_dim == a.padded_dim;
   TileTokens tile, next;
-  FindTile(a, 0, end, next);
+  FindTile(a, first, end, next);
   int start = 0;
-  for (uint32_t first = 0; first < end; first += kAttentionTile) {
+  for (; first < end; first += kAttentionTile) {
     tile = next;
     if (first + kAttentionTile < end) {
       FindTile(a, first + kAttentionTile, end, next);
@@ -320,11 +372,25 @@ void AttendOver(const Attention& a) {
       }
     }
   }
+  if (a.partials == nullptr) End(a, state);
+}
+
+// In the order, and with the operations, in which AttendOver merges tile by tile.
+void MergeAttention(const Attention& a) {
+  const SoftmaxState state = Begin(a, a.scratch);
+  const size_t stride = AttentionPartialFloats(a.padded_dim);
   for (int q = 0; q < a.count; ++q) {
-    const F sum = Splat(state.sums[q]);
-    float* out = a.out + static_cast<size_t>(q) * a.padded_dim;
-    for (int d = 0; d < a.padded_dim; d += 16) Store(out + d, Div(Load(out + d), sum));
+    const uint32_t tiles = (a.limits[q] + kAttentionTile - 1) / kAttentionTile;
+    for (uint32_t tile = 0; tile < tiles; ++tile) {
+      const float* partial = a.partials + (size_t{tile} * a.count + q) * stride;
+      float factors[16];
+      MergeSums<1>(partial + a.padded_dim, partial + a.padded_dim + 1, q, state, factors);
+      const MergeInto sink{a.out + static_cast<size_t>(q) * a.padded_dim, a.padded_dim, factors,
+                           factors + 8};
+      for (int d = 0; d < a.padded_dim; d += 16) sink.Put(0, d, Load(partial + d));
+    }
   }
+  End(a, state);
 }
 
 void Attend(const Attention& a) {

@@ -15,6 +15,10 @@ namespace {
 constexpr size_t kProductRows = 128;
 // Rows of a chunk that share an unpacked tile of the cache.
 constexpr uint32_t kAttentionRows = 32;
+// Where there are fewer tasks of attention than so many a thread, long contexts are cut into
+// pieces, of so many tiles or more.
+constexpr size_t kTasksOfAThread = 8;
+constexpr uint32_t kPieceTilesMin = 8;
 // Logits of this many rows are in memory at a time.
 constexpr size_t kOutputRows = 64;
 
@@ -24,7 +28,11 @@ size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout,
                  uint32_t rows_max, int threads)
-    : weights_(weights), kernels_(kernels), layout_(layout), threads_(threads) {
+    : weights_(weights),
+      kernels_(kernels),
+      layout_(layout),
+      threads_(threads),
+      pieces_left_(kTasksOfAThread * static_cast<size_t>(threads)) {
   const model::LlamaShape& s = weights->shape;
   const size_t q_columns = size_t{s.heads} * s.head_dim;
   const size_t kv_columns = RoundUp(size_t{s.kv_heads} * s.head_dim, kGroupRows);
@@ -102,6 +110,47 @@ void Forward::Prepare(Step step) {
     result_.chunks[c].sequence = chunk.sequence;
     if (chunk.want_logits) result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
   }
+  PlanAttention();
+}
+
+// How a context is cut changes no bit of the result, so the number of threads may decide it.
+void Forward::PlanAttention() {
+  const model::LlamaShape& s = weights_->shape;
+  splits_.clear();
+  const size_t wanted = kTasksOfAThread * static_cast<size_t>(threads_);
+  const size_t tasks = attention_tasks_.size() * s.kv_heads;
+  if (threads_ == 1 || tasks >= wanted) return;
+  const size_t pieces_max = (wanted + tasks - 1) / tasks;
+  const size_t tile_floats = s.heads / s.kv_heads * AttentionPartialFloats(padded_dim_);
+  size_t floats = 0;
+  for (size_t i = 0, end = attention_tasks_.size(); i < end; ++i) {
+    const AttentionTask task = attention_tasks_[i];
+    if (task.rows != 1) continue;
+    const uint32_t tiles = rows_[task.first_row].position / kAttentionTile + 1;
+    const uint32_t pieces =
+        static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin));
+    if (pieces < 2) continue;
+    for (uint32_t piece = 0; piece < pieces; ++piece) {
+      AttentionTask part = task;
+      part.split = static_cast<int>(splits_.size());
+      part.first_tile = tiles * piece / pieces;
+      part.end_tile = tiles * (piece + 1) / pieces;
+      if (piece == 0) {
+        attention_tasks_[i] = part;
+      } else {
+        attention_tasks_.push_back(part);
+      }
+    }
+    for (uint32_t h = 0; h < s.kv_heads; ++h) {
+      pieces_left_[splits_.size() * s.kv_heads + h].store(static_cast<int>(pieces),
+                                                          std::memory_order_relaxed);
+    }
+    splits_.push_back({.partials = floats,
+                       .partials_of_head = tiles * tile_floats,
+                       .pieces = static_cast<int>(pieces)});
+    floats += s.kv_heads * tiles * tile_floats;
+  }
+  if (partials_.size() < floats) partials_.resize(floats);
 }
 
 void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
@@ -280,7 +329,19 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   a.value_offset = a.key_offset + layout_.half_bytes();
   a.f32_cache = layout_.dtype == KvDtype::kF32;
   a.scratch = scratch.attention.data();
-  kernels_->attention(a);
+  if (task.split >= 0) {
+    const Split& split = splits_[static_cast<size_t>(task.split)];
+    a.partials = &partials_[split.partials + kv_head * split.partials_of_head];
+    a.first_tile = task.first_tile;
+    a.end_tile = task.end_tile;
+    kernels_->attention(a);
+    std::atomic<int>& left = pieces_left_[static_cast<size_t>(task.split) * s.kv_heads + kv_head];
+    if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    left.store(split.pieces, std::memory_order_relaxed);  // for the next layer
+    kernels_->merge_attention(a);
+  } else {
+    kernels_->attention(a);
+  }
   n = 0;
   for (uint32_t r = 0; r < task.rows; ++r) {
     float* out = &input_[(task.first_row + r) * input_stride_ + head_column];

@@ -2,6 +2,7 @@
 #ifndef ANTIPHON_ENGINE_CPU_FORWARD_H_
 #define ANTIPHON_ENGINE_CPU_FORWARD_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -40,6 +41,16 @@ class Forward {
     uint32_t chunk;
     uint32_t first_row;
     uint32_t rows;
+    // Of a long context's pieces: whose they are and which tiles this one goes over.
+    int split = -1;
+    uint32_t first_tile = 0;
+    uint32_t end_tile = 0;
+  };
+  // A row whose context several threads go over; whoever ends the last piece merges them.
+  struct Split {
+    size_t partials;  // offset of kv head 0's
+    size_t partials_of_head;
+    int pieces;
   };
   // A row whose logits are wanted.
   struct OutputRow {
@@ -78,6 +89,7 @@ class Forward {
   void MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows, int group,
                       int groups);
   void WriteCache(uint32_t layer, size_t row);
+  void PlanAttention();
   void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head);
   void Sample(int thread, size_t first, size_t index);
 
@@ -102,6 +114,9 @@ class Forward {
   StepResult result_;
   std::vector<Row> rows_;
   std::vector<AttentionTask> attention_tasks_;
+  std::vector<Split> splits_;
+  std::vector<float> partials_;                // of all splits; grows with the longest context seen
+  std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
   std::vector<OutputRow> output_rows_;
 };
 

@@ -276,6 +276,7 @@ constexpr Kernels FloatKernels(const char* name) {
   k.rope = Rope;
   k.to_bf16 = ToBf16;
   k.attention = Attend;
+  k.merge_attention = MergeAttention;
   k.argmax = ArgMax;
   k.sum_exp = SumExp;
   return k;

@@ -92,7 +92,17 @@ struct Attention {
   bool f32_cache = false;  // else bf16
 
   float* scratch = nullptr;  // AttentionScratchFloats(count, padded_dim)
+
+  // To spread a long context over threads: `attention` then goes only over the tiles [first_tile,
+  // end_tile) and leaves them, not in `out`, but in partials[tile][query], each of
+  // AttentionPartialFloats. Once all tiles are there, `merge_attention` makes `out` of them, with
+  // the very bits that one pass gives.
+  float* partials = nullptr;
+  uint32_t first_tile = 0;
+  uint32_t end_tile = 0;
 };
+// A tile's values, maximum and sum for one query.
+constexpr size_t AttentionPartialFloats(size_t padded_dim) { return padded_dim + 16; }
 // Transposed keys, values, weights of up to 4 queries, running maximum and sum.
 constexpr size_t AttentionScratchFloats(size_t count, size_t padded_dim) {
   return 2 * padded_dim * kAttentionTile + 4 * kAttentionTile + 2 * count + 64;
@@ -117,6 +127,7 @@ struct Kernels {
   void (*rope)(const float* x, const float* cos, const float* sin, size_t half, float* out);
   void (*to_bf16)(const float* x, size_t n, uint16_t* out);  // any n
   void (*attention)(const Attention&);
+  void (*merge_attention)(const Attention&);
   // For the sampler; any n above 0. The lowest index of the maximum; NaN never wins.
   size_t (*argmax)(const float* x, size_t n);
   // Sum of exp(x - shift).
