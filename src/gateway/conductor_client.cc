@@ -79,10 +79,12 @@ class GrpcConductorClient final : public ConductorClient {
   }
 
   ~GrpcConductorClient() override {
-    // Nothing may call back once this is gone.
+    // Nothing may call back once this is gone, nor begin once nothing is pending.
     work_.Post([this] {
       stopping_ = true;
       if (watch_ != nullptr) watch_->Cancel();
+      absl::MutexLock lock(&mu_);
+      last_watch_begun_ = true;
     });
     std::vector<std::shared_ptr<UnaryCall<wire::AdmitRequest, wire::AdmitReply>>> attempts;
     {
@@ -93,7 +95,9 @@ class GrpcConductorClient final : public ConductorClient {
     for (auto& attempt : attempts) attempt->context.TryCancel();
     {
       absl::MutexLock lock(&mu_);
-      const auto quiet = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return pending_ == 0; };
+      const auto quiet = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+        return last_watch_begun_ && pending_ == 0;
+      };
       mu_.Await(absl::Condition(&quiet));
     }
     work_.Shutdown();
@@ -330,6 +334,7 @@ class GrpcConductorClient final : public ConductorClient {
   uint64_t next_call_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<uint64_t, std::shared_ptr<AdmitCall>> admits_ ABSL_GUARDED_BY(mu_);
   int pending_ ABSL_GUARDED_BY(mu_) = 0;  // calls whose callback has not run
+  bool last_watch_begun_ ABSL_GUARDED_BY(mu_) = false;
 
   bool stopping_ = false;  // from here on: on work_
   Watch* watch_ = nullptr;
