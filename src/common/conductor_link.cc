@@ -91,6 +91,7 @@ class Stream final : public grpc::ClientBidiReactor<wire::NodeReport, wire::Node
 
   // All under the link's mu.
   void Pump() {
+    shared_->mu.AssertHeld();
     if (busy_ || !open_) return;
     std::optional<wire::NodeReport> next = shared_->Next(*peer_);
     if (!next) return;

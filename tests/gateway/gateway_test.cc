@@ -10,11 +10,8 @@
 #include <fstream>
 
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
 #include "common/block_key.h"
-#include "common/executor.h"
 #include "common/thread.h"
-#include "gateway/conductor_client.h"
 #include "gateway/grpc_front.h"
 #include "gateway/http_front.h"
 #include "tests/fakes/fake_cluster.h"
@@ -944,18 +941,6 @@ TEST_F(GatewayTest, RefusesInJsonWithARequestId) {
     const std::string id =
         client.Request(Get("/nothing", "X-Request-Id: " + bad + "\r\n")).Header("x-request-id");
     EXPECT_EQ(id.size(), 32u) << id;
-  }
-}
-
-TEST(ConductorClientTest, EndsWhileItsWatchBeginsOrEnds) {
-  SerialExecutor executor("test");
-  for (int i = 0; i < 200; ++i) {
-    const std::unique_ptr<ConductorClient> client =
-        ConductorClient::Start({.conductors = {"127.0.0.1:1"},
-                                .self = {.cluster = "antiphon", .node = NodeId("gateway")},
-                                .executor = &executor,
-                                .on_catalog = [](const CatalogPtr&) {}});
-    absl::SleepFor(absl::Microseconds(50 * (i % 40)));
   }
 }
 
