@@ -93,6 +93,34 @@ PY
   took
 }
 
+flashinfer_version=0.6.17
+flashinfer_sha256=ab7ce3aec42faf2f6079aa840c2407ac00ecd277a0524cdb708a8ff4a64dad90
+# FlashInfer's headers (Apache-2.0) for the CUDA engine, where there is nvcc; without it that engine is
+# left out of the build.
+need_flashinfer() {
+  command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || return 0
+  local folder=$root/build/flashinfer
+  if [ "$(cat "$folder/.sha256" 2>/dev/null)" = "$flashinfer_sha256" ]; then return; fi
+  need_venv
+  say "Fetching FlashInfer's headers (16 MB, Apache-2.0) from PyPI's flashinfer-python $flashinfer_version"
+  local tmp
+  tmp=$(mktemp -d)
+  "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$tmp" "flashinfer-python==$flashinfer_version"
+  echo "$flashinfer_sha256  $(echo "$tmp"/*.whl)" | sha256sum --status -c - || die "FlashInfer's sha256 is not $flashinfer_sha256; nothing was kept"
+  rm -rf "$folder"
+  "$venv/bin/python" - "$tmp" "$folder" <<'PY'
+import glob, sys, zipfile
+source, folder = sys.argv[1:]
+wheel = zipfile.ZipFile(glob.glob(source + "/*.whl")[0])
+kept = ("flashinfer/data/include/", "flashinfer/data/cccl/cub/", "flashinfer/data/cccl/thrust/",
+        "flashinfer/data/cccl/libcudacxx/")
+wheel.extractall(folder, [m for m in wheel.namelist() if m.startswith(kept) or "licenses/" in m])
+PY
+  echo "$flashinfer_sha256" >"$folder/.sha256"
+  rm -rf "$tmp"
+  took
+}
+
 # promtool alone, out of Debian's package: installing it would start a server.
 tools=$root/build/tools
 need_promtool() {

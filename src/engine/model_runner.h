@@ -24,7 +24,9 @@ namespace antiphon::engine {
 
 // Consecutive tokens of one sequence. What the spans point at must stay until the step is taken.
 struct SequenceChunk {
-  uint64_t sequence = 0;              // the caller's handle, echoed in the result
+  // The caller's handle, echoed in the result. A runner that keeps copies of blocks (a GPU's) takes
+  // it that under one handle, with the same addresses, what lies below `start` never changes.
+  uint64_t sequence = 0;
   absl::Span<const uint32_t> tokens;  // at positions start .. start + size
   uint32_t start = 0;
   // Payload of every block of [0, start + size), in order. Blocks that hold positions >= start are
@@ -58,6 +60,7 @@ struct RunnerShape {
   uint32_t vocab = 0;
   uint32_t context = 0;          // tokens
   uint32_t step_tokens_max = 0;  // sum over the chunks of a step
+  bool copies_blocks = false;    // a chunk's first step may have to fetch its context
 };
 
 // Submit, Await and Take belong to one thread; Progress may be called from any.
@@ -69,6 +72,14 @@ class ModelRunner {
   virtual const KvLayout& layout() const = 0;
   virtual std::string rope_text() const = 0;     // for the fingerprint
   virtual std::string kernel_class() const = 0;  // for the fingerprint
+
+  // Memory that blocks will lie in, before they are named in a step: a runner may pin it, which
+  // makes its copies fast. The caller releases it before it is unmapped. An error is no more than
+  // slowness.
+  virtual absl::Status AttachMemory(absl::Span<std::byte> memory) { return absl::OkStatus(); }
+  virtual void ReleaseMemory(absl::Span<std::byte> memory) {}
+  // Not OK when no step will ever succeed again (a lost GPU): the worker is to leave.
+  virtual absl::Status Health() const { return absl::OkStatus(); }
 
   // Starts a step. INVALID_ARGUMENT when a chunk is malformed (token out of range, position past
   // the context, too few blocks): nothing was started. One step at a time.

@@ -34,6 +34,13 @@ double Weight(float scaled) { return std::exp(static_cast<double>(scaled)); }
 
 }  // namespace
 
+bool IsPlainGreedy(const SampleRequest& request) {
+  const SamplingParams& p = *request.params;
+  return p.temperature < kTemperatureMin && !p.logprobs && p.logit_bias.empty() &&
+         request.masked_ids.empty() && p.repetition_penalty == 1.0f &&
+         p.presence_penalty == 0.0f && p.frequency_penalty == 0.0f;
+}
+
 SampledToken Sampler::Sample(absl::Span<float> logits, const SampleRequest& request) {
   const SamplingParams& p = *request.params;
   SampledToken token;

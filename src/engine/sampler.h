@@ -42,6 +42,9 @@ struct SampledToken {
   std::vector<std::pair<uint32_t, float>> top;  // top_logprobs alternatives, best first
 };
 
+// Whether the draw is the lowest index of the largest logit and nothing else is told of it.
+bool IsPlainGreedy(const SampleRequest& request);
+
 // Scratch is reused from call to call; one Sampler per thread.
 class Sampler {
  public:

@@ -177,6 +177,8 @@ absl::StatusOr<wire::CostModel> MeasureCost(engine::ModelRunner& runner, const C
     const bool fits = p.tokens <= tokens_max && p.tokens + p.context <= shape.context;
     if (!fits && !prefill.empty()) continue;
     const uint32_t tokens = std::min(p.tokens, tokens_max);
+    // The context is there when a later chunk of a prompt comes.
+    if (shape.copies_blocks) RETURN_IF_ERROR(probe.Run(1, tokens, fits ? p.context : 0).status());
     ASSIGN_OR_RETURN(const double seconds, probe.Run(1, tokens, fits ? p.context : 0));
     const double n = tokens;
     prefill.push_back({{1, n, p.context * n + n * n / 2}, seconds});

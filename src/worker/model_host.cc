@@ -13,6 +13,7 @@
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "engine/cpu/cpu_runner.h"
+#include "engine/cuda/cuda_runner.h"
 #include "model/card.h"
 
 namespace antiphon::worker {
@@ -53,6 +54,37 @@ engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool pr
       worker.activations() == "float" ? engine::Activations::kFloat : engine::Activations::kFast;
   options.instruction_set = worker.instruction_set();
   return options;
+}
+
+engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker) {
+  engine::CudaRunnerOptions options;
+  options.device = static_cast<int>(worker.cuda_device());
+  options.block_tokens = worker.block_tokens();
+  options.step_tokens_max = worker.chunk_tokens() + worker.max_sequences();
+  options.rows_max = worker.max_sequences();
+  options.memory_fraction = worker.gpu_memory_fraction();
+  options.threads = static_cast<int>(worker.threads());
+  return options;
+}
+
+// INVALID_ARGUMENT, FAILED_PRECONDITION: a GPU is demanded and none serves.
+absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
+  if (worker.device() == "cpu") return false;
+  if (worker.activations() == "float") {
+    if (worker.device() == "auto") return false;
+    return absl::InvalidArgumentError(
+        "worker.activations: float is for the CPU; with worker.device: cuda leave it at fast");
+  }
+  std::string description;
+  const absl::Status status =
+      engine::FindCudaDevice("", static_cast<int>(worker.cuda_device()), &description);
+  if (status.ok()) return true;
+  if (worker.device() == "cuda") {
+    return absl::Status(absl::StatusCode::kFailedPrecondition,
+                        absl::StrCat("worker.device is cuda, but ", status.message()));
+  }
+  LogInfo("serving on the CPU: {}", std::string(status.message()));
+  return false;
 }
 
 }  // namespace
@@ -100,11 +132,24 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   model::CardParts parts;
   absl::StatusOr<internal::v1::ModelCard> card = absl::UnknownError("not read");
   Thread card_thread("card", [&] { card = model::CardOf(file, name, parts); });
-  engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
-  options.on_load_progress = [&on_progress](double done) {
+  const auto report = [&on_progress](double done) {
     on_progress(fmt::format("loading weights {}%", static_cast<int>(100 * done)));
   };
-  auto runner = engine::MakeCpuRunner(&file, options);
+  absl::StatusOr<std::unique_ptr<engine::ModelRunner>> runner;
+  const absl::StatusOr<bool> cuda = UsesCuda(config.worker());
+  if (!cuda.ok()) {
+    card_thread.Join();
+    return cuda.status();
+  }
+  if (*cuda) {
+    engine::CudaRunnerOptions options = CudaOptions(config.worker());
+    options.on_load_progress = report;
+    runner = engine::MakeCudaRunner(&file, options);
+  } else {
+    engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
+    options.on_load_progress = report;
+    runner = engine::MakeCpuRunner(&file, options);
+  }
   card_thread.Join();
   if (!runner.ok()) return WithPath(runner.status(), path);
   if (!card.ok()) return WithPath(card.status(), path);

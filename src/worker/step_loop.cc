@@ -17,6 +17,8 @@ constexpr absl::Duration kAwait = absl::Milliseconds(2);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr absl::Duration kReportSpacing = absl::Milliseconds(20);
 constexpr absl::Duration kStuckAfter = absl::Seconds(120);
+// Both cores count their sequences from 1; the runner tells them apart by this bit.
+constexpr uint64_t kPrefillSequence = uint64_t{1} << 63;
 
 }  // namespace
 
@@ -105,12 +107,14 @@ void StepLoop::Run() {
   }
   // The pool must stay mapped until the engine has let go of it.
   while (stepping_) WatchStep();
+  ReleasePool();
   store_.reset();
 }
 
 void StepLoop::StartStep() {
   if (store_lost_) {
     store_lost_ = false;
+    ReleasePool();
     store_->Reattach();
   }
   const absl::Time now = options_.clock->Now();
@@ -123,6 +127,7 @@ void StepLoop::StartStep() {
   const uint32_t room = runner_->shape().step_tokens_max - step_size_.rows;
   prefill_->Plan(std::min(room, options_.chunk_tokens), now, step.chunks);
   for (size_t i = rows_; i < step.chunks.size(); ++i) {
+    step.chunks[i].sequence |= kPrefillSequence;
     step_size_.prefill_tokens += step.chunks[i].tokens.size();
     if (rows_ == 0) step_context_ = step.chunks[i].start;
   }
@@ -134,6 +139,7 @@ void StepLoop::StartStep() {
   stepping_ = true;
   if (absl::Status status = runner_->Submit(std::move(step)); !status.ok()) {
     LogError("the engine refused a step: {}", std::string(status.message()));
+    LookAtEngine();
     stepping_ = false;
     decode_->OnStepDone(status, now);
     prefill_->OnStepDone(status, now);
@@ -157,6 +163,7 @@ void StepLoop::FinishStep() {
   auto result = runner_->Take();
   if (!result.ok()) {
     LogError("a step failed: {}", std::string(result.status().message()));
+    LookAtEngine();
     decode_->OnStepDone(result.status(), now);
     prefill_->OnStepDone(result.status(), now);
     return;
@@ -217,8 +224,34 @@ void StepLoop::OnStoreAttached(kvstore::StoreClient& client) {
                              .data_address = client.data_address(),
                              .payload = payload});
   decode_->OnStoreAttached({.incarnation = client.store_incarnation(), .payload = payload});
+  if (absl::Status status = runner_->AttachMemory(client.pool()); status.ok()) {
+    pool_ = client.pool();
+  } else {
+    LogWarning("the pool cannot be pinned, copies to and from it are slow: {}",
+               std::string(status.message()));
+  }
   metrics_.OnStoreAttached(true);
   events_.on_attached(client.store_incarnation());
+}
+
+void StepLoop::ReleasePool() {
+  if (!pool_.empty()) runner_->ReleaseMemory(pool_);
+  pool_ = {};
+}
+
+void StepLoop::LookAtEngine() {
+  const absl::Status health = runner_->Health();
+  if (health.ok() || engine_lost_) return;
+  engine_lost_ = true;
+  draining_ = true;
+  prefill_->SetDraining();
+  decode_->SetDraining();
+  queue_.Post([this, health] {
+    prefill_->EndAll(health);
+    decode_->EndAll(health);
+    Perform();
+    if (events_.on_engine_lost) events_.on_engine_lost(health);
+  });
 }
 
 void StepLoop::OnStoreLost(const absl::Status& why) {

@@ -49,6 +49,8 @@ struct StepLoopEvents {
   absl::AnyInvocable<void(uint64_t store_incarnation)> on_attached;
   absl::AnyInvocable<void()> on_lost;
   absl::AnyInvocable<void(const internal::v1::WorkerLoad&)> on_load;
+  // No step will succeed any more (a lost GPU). Once; all sequences were ended UNAVAILABLE.
+  absl::AnyInvocable<void(const absl::Status&)> on_engine_lost;
 };
 
 // Runs from construction to destruction. Until Begin every stream is answered UNAVAILABLE.
@@ -101,6 +103,8 @@ class StepLoop final : public prefill::StreamHandler,
   void PerformDecode();
   void OnStoreAttached(kvstore::StoreClient& client);
   void OnStoreLost(const absl::Status& why);
+  void ReleasePool();
+  void LookAtEngine();
   void Report();
   internal::v1::WorkerLoad LoadNow() const;
 
@@ -119,6 +123,7 @@ class StepLoop final : public prefill::StreamHandler,
   std::optional<StoreLink> store_;
   std::optional<CostRefiner> cost_;
   bool store_lost_ = false;  // and a step may still touch its pool
+  bool engine_lost_ = false;
   bool draining_ = false;
   bool stepping_ = false;
   bool idle_ = true;  // the last look found nothing to run
@@ -135,6 +140,8 @@ class StepLoop final : public prefill::StreamHandler,
   absl::Time last_report_ = absl::InfinitePast();
   uint64_t reported_ = 0;  // what the last report said, in short
   std::vector<absl::AnyInvocable<void()>> when_idle_;
+
+  absl::Span<std::byte> pool_;  // what the runner has pinned; empty: nothing
 
   std::atomic<bool> stop_{false};
   // For StuckReason: since when work waits without a step, in the clock's nanoseconds; 0: none.

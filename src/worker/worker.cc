@@ -49,6 +49,12 @@ class Worker final : public Service {
     events.on_attached = [this](uint64_t incarnation) { Register(incarnation); };
     events.on_lost = [this] { Unregister(); };
     events.on_load = [this](const internal::v1::WorkerLoad& load) { Broadcast(load); };
+    // The streams go on elsewhere; this process starts again, if whoever started it wants that.
+    events.on_engine_lost = [this](const absl::Status& why) {
+      LogError("the engine is lost, this worker leaves: {}", std::string(why.message()));
+      Unregister();
+      loop_->executor()->PostAfter(kFlush, [] { _exit(kExitUnavailable); });
+    };
     loop_ = std::make_unique<StepLoop>(std::move(options), std::move(events));
     prefills_ = prefill::PrefillService::Make(self_, loop_->executor(), loop_.get());
     gateways_ = decode::DecodeService::Make(self_, loop_->executor(), loop_.get());

@@ -21,45 +21,6 @@ namespace {
 constexpr double kLlamaCppAgreement = 0.9595;
 constexpr double kLlamaCppKl = 2.15e-3;
 
-struct Accuracy {
-  double agreement = 0, clear_agreement = 0, kl = 0, kl_p99 = 0;
-};
-
-// The same figures as compare() of make_goldens.py.
-Accuracy Measure(const Golden& golden, const std::vector<float>& logits) {
-  std::vector<double> kls;
-  size_t agree = 0, clear = 0, clear_agree = 0;
-  double total = 0;
-  for (size_t i = 0; i < golden.positions.size(); ++i) {
-    const Golden::Position& p = golden.positions[i];
-    const float* row = &logits[i * golden.vocab];
-    const float* best = std::max_element(row, row + golden.vocab);
-    double sum = 0;
-    for (uint32_t t = 0; t < golden.vocab; ++t) sum += std::exp(double{row[t]} - double{*best});
-    const double log_sum = double{*best} + std::log(sum);
-    double kl = 0, covered = 0;
-    for (size_t k = 0; k < p.ids.size(); ++k) {
-      const double q = double{row[p.ids[k]]} - log_sum;
-      kl += std::exp(double{p.logprobs[k]}) * (double{p.logprobs[k]} - q);
-      covered += std::exp(q);
-    }
-    kl += std::exp(double{p.tail}) * (double{p.tail} - std::log(std::max(1.0 - covered, 1e-30)));
-    const bool same = static_cast<size_t>(best - row) == p.ids[0];
-    agree += same;
-    if (p.logprobs[0] - p.logprobs[1] > 0.1f) {
-      ++clear;
-      clear_agree += same;
-    }
-    kls.push_back(kl);
-    total += kl;
-  }
-  std::sort(kls.begin(), kls.end());
-  const double n = static_cast<double>(kls.size());
-  return {static_cast<double>(agree) / n,
-          static_cast<double>(clear_agree) / static_cast<double>(clear), total / n,
-          kls[kls.size() * 99 / 100]};
-}
-
 Accuracy MeasureRunner(Activations activations) {
   const Golden golden = ReadGolden();
   CpuRunnerOptions options;

@@ -56,6 +56,9 @@ std::vector<ChildSpec> PlanCluster(const UpOptions& options, const std::string& 
   // Either role may be taken by any worker, so each has both pairs of listeners.
   const std::vector<std::string> worker = {"worker.prefill", "worker.decode", "worker.prefill_ops",
                                            "worker.decode_ops"};
+  // All workers are on the same GPU, where there is one.
+  const int workers = std::max(1, options.prefill + options.decode);
+  common.push_back(flag("worker.gpu_memory_fraction", fmt::format("{:.3f}", 0.9 / workers)));
   for (int i = 0; i < options.prefill; ++i) {
     children.push_back(child(fmt::format("prefill-{}", i), "prefill", worker));
   }

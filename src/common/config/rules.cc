@@ -38,6 +38,8 @@ constexpr NumberRule kNumbers[] = {
     {"worker.chunk_tokens", 1, 1'000'000, "512"},
     {"worker.threads", 0, 4096, "4; 0 is all cores"},
     {"worker.prefill_nice", 0, 19, "10"},
+    {"worker.cuda_device", 0, 1023, "0"},
+    {"worker.gpu_memory_fraction", 0.01, 0.99, "0.9"},
 };
 
 struct TextRule {
@@ -50,6 +52,7 @@ const std::vector<TextRule>& TextRules() {
       {"log.format", {"text", "json"}},
       {"gateway.auth.mode", {"keys", "none"}},
       {"worker.activations", {"fast", "float"}},
+      {"worker.device", {"auto", "cpu", "cuda"}},
       {"worker.instruction_set", {"auto", "scalar", "avx2", "avx512", "amx"}},
   };
   return *rules;
@@ -236,6 +239,9 @@ void SetDefaults(config::v1::Config& config) {
   worker->set_prefill_nice(10);
   worker->set_activations("fast");
   worker->set_instruction_set("auto");
+  worker->set_device("auto");
+  worker->set_cuda_device(0);
+  worker->set_gpu_memory_fraction(0.9);
   SetDrain(worker->mutable_drain(), 5, 120);
 }
 

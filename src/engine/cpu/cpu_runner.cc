@@ -7,6 +7,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/logging.h"
 #include "common/status_macros.h"
+#include "engine/check_step.h"
 #include "engine/cpu/forward.h"
 #include "engine/cpu/isa.h"
 #include "engine/cpu/team.h"
@@ -16,26 +17,6 @@ namespace antiphon::engine {
 namespace {
 
 constexpr int kThreadsMax = 512;
-
-absl::Status CheckSampling(size_t index, const SampleRequest& sample, uint32_t vocab) {
-  if (sample.params == nullptr) {
-    return absl::InvalidArgumentError(fmt::format("chunk {}: sample has no params", index));
-  }
-  const auto outside = [&](const char* field, uint32_t id) {
-    return absl::InvalidArgumentError(
-        fmt::format("chunk {}: {} has token {}, the vocabulary has {}", index, field, id, vocab));
-  };
-  for (uint32_t id : sample.prompt_ids) {
-    if (id >= vocab) return outside("prompt_ids", id);
-  }
-  for (uint32_t id : sample.emitted_ids) {
-    if (id >= vocab) return outside("emitted_ids", id);
-  }
-  for (const auto& [id, bias] : sample.params->logit_bias) {
-    if (id >= vocab) return outside("logit_bias", id);
-  }
-  return absl::OkStatus();
-}
 
 class CpuRunner final : public ModelRunner {
  public:
@@ -70,7 +51,7 @@ class CpuRunner final : public ModelRunner {
         return absl::FailedPreconditionError("a step is running or was not taken");
       }
     }
-    RETURN_IF_ERROR(Check(step));
+    RETURN_IF_ERROR(CheckStep(step, shape_, layout_));
     forward_.Prepare(std::move(step));
     {
       absl::MutexLock lock(&mutex_);
@@ -105,46 +86,6 @@ class CpuRunner final : public ModelRunner {
 
  private:
   enum class State { kIdle, kRunning, kDone };
-
-  absl::Status Check(const Step& step) const {
-    size_t tokens = 0;
-    if (step.chunks.empty()) return absl::InvalidArgumentError("the step has no chunks");
-    for (size_t i = 0; i < step.chunks.size(); ++i) {
-      const SequenceChunk& chunk = step.chunks[i];
-      if (chunk.tokens.empty()) {
-        return absl::InvalidArgumentError(fmt::format("chunk {} has no tokens", i));
-      }
-      tokens += chunk.tokens.size();
-      const size_t end = chunk.start + chunk.tokens.size();
-      if (end > shape_.context) {
-        return absl::InvalidArgumentError(fmt::format(
-            "chunk {} ends at position {}, the context is {} tokens", i, end, shape_.context));
-      }
-      if (chunk.blocks.size() < layout_.BlocksFor(end)) {
-        return absl::InvalidArgumentError(fmt::format("chunk {} has {} blocks, needs {}", i,
-                                                      chunk.blocks.size(), layout_.BlocksFor(end)));
-      }
-      for (uint32_t b = 0; b < layout_.BlocksFor(end); ++b) {
-        if (chunk.blocks[b] == nullptr) {
-          return absl::InvalidArgumentError(fmt::format("chunk {}: block {} is null", i, b));
-        }
-      }
-      for (uint32_t token : chunk.tokens) {
-        if (token >= shape_.vocab) {
-          return absl::InvalidArgumentError(
-              fmt::format("chunk {} has token {}, the vocabulary has {}", i, token, shape_.vocab));
-        }
-      }
-      if (chunk.sample.has_value()) {
-        RETURN_IF_ERROR(CheckSampling(i, *chunk.sample, shape_.vocab));
-      }
-    }
-    if (tokens > shape_.step_tokens_max) {
-      return absl::InvalidArgumentError(
-          fmt::format("the step has {} tokens, at most {} fit", tokens, shape_.step_tokens_max));
-    }
-    return absl::OkStatus();
-  }
 
   void Round(int thread) {
     forward_.Run(team_, thread, [this](uint32_t layers) {

@@ -252,9 +252,8 @@ void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
-                                                     int threads,
-                                                     const std::function<void(double)>& progress) {
+absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file,
+                                                     Activations activations) {
   auto weights = std::make_unique<Weights>();
   ASSIGN_OR_RETURN(weights->shape, model::LlamaShapeOf(file));
   const LlamaShape& shape = weights->shape;
@@ -270,6 +269,13 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activ
                    FindMatrix(file, shape.tied_output ? "token_embd.weight" : "output.weight",
                               shape.vocab, shape.hidden, activations));
   RETURN_IF_ERROR(FindRopeFrequencies(file, *weights));
+  return weights;
+}
+
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
+                                                     int threads,
+                                                     const std::function<void(double)>& progress) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, FindWeights(file, activations));
   RETURN_IF_ERROR(PackAll(*weights, threads, progress));
   return weights;
 }

@@ -68,8 +68,11 @@ struct Weights {
   Arena image;
 };
 
-// FAILED_PRECONDITION naming the tensor that is missing, of a wrong size or of an unknown type.
-// Packs on `threads` threads.
+// Everything but the packed image: matrices have no `image` yet. FAILED_PRECONDITION naming the
+// tensor that is missing, of a wrong size or of an unknown type.
+absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const model::GgufFile& file,
+                                                     Activations activations);
+// FindWeights, and packs on `threads` threads.
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::GgufFile& file,
                                                      Activations activations, int threads,
                                                      const std::function<void(double)>& progress);

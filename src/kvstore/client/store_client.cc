@@ -231,6 +231,7 @@ class SocketStoreClient final : public StoreClient {
     if (slot >= slot_count_) return nullptr;
     return base_ + size_t{slot} * slot_bytes_ + kSlotHeaderBytes;
   }
+  absl::Span<std::byte> pool() const override { return {base_, pool_bytes_}; }
   uint64_t store_incarnation() const override { return incarnation_; }
   const std::string& data_address() const override { return data_address_; }
   const std::string& rpc_address() const override { return rpc_address_; }

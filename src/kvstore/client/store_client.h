@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/executor.h"
 #include "common/ids.h"
 #include "common/kv_layout.h"
@@ -55,6 +56,9 @@ class StoreClient {
 
   // The slot's first payload byte in this process; nullptr for a slot out of range.
   virtual std::byte* Payload(uint32_t slot) const = 0;
+
+  // All of the pool, as this process has it mapped.
+  virtual absl::Span<std::byte> pool() const = 0;
 
   virtual uint64_t store_incarnation() const = 0;
   virtual const std::string& data_address() const = 0;

@@ -1,0 +1,324 @@
+// The CUDA engine at the shape of Llama-3-8B with random weights, as fractions of what the card can
+// do: it measures the copy bandwidth and the bf16 matrix rate first.
+//   cuda_bench [--json FILE] [--quick]
+// Needs about 40 GB of device memory. Bytes and operations are counted as in bench/RESULTS.md.
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/cuda/engine.h"
+#include "engine/cuda/gemm.h"
+#include "engine/cuda/kernels.h"
+#include "engine/cuda/memory.h"
+
+namespace antiphon::engine::cuda {
+namespace {
+
+void Ok(const Error& error, const char* what) {
+  if (!error) return;
+  std::fprintf(stderr, "%s: %s\n", what, error.message.c_str());
+  std::exit(1);
+}
+void Ok(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) Ok(FromCuda(status, what), what);
+}
+#define OK(expression) Ok((expression), #expression)
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+struct Spread {
+  double median, least, most;
+};
+Spread Of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return {values[values.size() / 2], values.front(), values.back()};
+}
+
+EngineConfig Llama8B() {
+  EngineConfig c;
+  c.layers = 32;
+  c.hidden = 4096;
+  c.feed_forward = 14336;
+  c.heads = 32;
+  c.kv_heads = 8;
+  c.head_dim = 128;
+  c.vocab = 128256;
+  c.context = 8192 + 64;
+  c.rope_dims = 128;
+  c.rms_eps = 1e-5f;
+  c.block_tokens = 16;
+  c.layer_bytes = 65536;
+  c.step_tokens_max = 8192;
+  c.rows_max = 128;
+  c.memory_bytes = uint64_t{60} << 30;
+  return c;
+}
+
+// Bytes read and written by a large copy on the device, per second.
+double CopyBandwidth(cudaStream_t stream) {
+  const size_t bytes = size_t{4} << 30;
+  DeviceArray<std::byte> a, b;
+  OK(a.Allocate(bytes));
+  OK(b.Allocate(bytes));
+  OK(RandomBf16(reinterpret_cast<uint16_t*>(a.data()), bytes / 2, 1, 1, stream));
+  std::vector<double> rates;
+  Event begin, end;
+  OK(cudaEventCreate(begin.address()));
+  OK(cudaEventCreate(end.address()));
+  for (int i = 0; i < 12; ++i) {
+    OK(cudaEventRecord(begin.get(), stream));
+    OK(cudaMemcpyAsync(b.data(), a.data(), bytes, cudaMemcpyDeviceToDevice, stream));
+    OK(cudaEventRecord(end.get(), stream));
+    OK(cudaEventSynchronize(end.get()));
+    float ms = 0;
+    OK(cudaEventElapsedTime(&ms, begin.get(), end.get()));
+    if (i > 1) rates.push_back(2.0 * static_cast<double>(bytes) / (ms / 1e3));
+  }
+  return Of(rates).median;
+}
+
+// Operations of an 8192 x 8192 x 8192 product of random numbers, per second.
+double MatrixRate(cudaStream_t stream) {
+  const uint32_t n = 8192;
+  DeviceArray<uint16_t> w, x, y;
+  for (auto* a : {&w, &x, &y}) OK(a->Allocate(size_t{n} * n));
+  OK(RandomBf16(w.data(), size_t{n} * n, 2, 1, stream));
+  OK(RandomBf16(x.data(), size_t{n} * n, 3, 1, stream));
+  Gemm gemm;
+  OK(gemm.Init(stream));
+  const Product product = {.n = n, .k = n, .y_stride = n};
+  OK(gemm.Tune(product, n, {w.data(), w.data()}, x.data(), y.data()));
+  Event begin, end;
+  OK(cudaEventCreate(begin.address()));
+  OK(cudaEventCreate(end.address()));
+  std::vector<double> rates;
+  for (int i = 0; i < 12; ++i) {
+    OK(cudaEventRecord(begin.get(), stream));
+    OK(gemm.Run(product, n, w.data(), x.data(), y.data()));
+    OK(cudaEventRecord(end.get(), stream));
+    OK(cudaEventSynchronize(end.get()));
+    float ms = 0;
+    OK(cudaEventElapsedTime(&ms, begin.get(), end.get()));
+    if (i > 1) rates.push_back(2.0 * n * n * n / (ms / 1e3));
+  }
+  return Of(rates).median;
+}
+
+double Step(Engine& engine, const std::vector<ChunkView>& chunks) {
+  std::vector<ChunkOutput> outputs(chunks.size());
+  const double begin = Now();
+  OK(engine.Submit(chunks.data(), chunks.size()));
+  while (!engine.Poll().finished) {
+  }
+  OK(engine.Take(outputs.data()));
+  return Now() - begin;
+}
+
+class Bench {
+ public:
+  explicit Bench(bool quick) : quick_(quick) {
+    Stream stream;
+    OK(cudaStreamCreateWithFlags(stream.address(), cudaStreamNonBlocking));
+    bandwidth_ = CopyBandwidth(stream.get());
+    matrix_rate_ = MatrixRate(stream.get());
+    std::printf("copy %.2f TB/s (read + written), bf16 products %.0f TFLOP/s\n", bandwidth_ / 1e12,
+                matrix_rate_ / 1e12);
+  }
+
+  void Run() {
+    EngineConfig config = Llama8B();
+    double seconds = Now();
+    std::unique_ptr<Engine> engine = Make(config);
+    seconds = Now() - seconds;
+    std::printf("engine ready in %.1f s, %llu pages\n", seconds,
+                static_cast<unsigned long long>(engine->pages_total()));
+    for (uint32_t rows : {1u, 8u, 32u, 64u, 128u}) Decode(*engine, config, rows, 1024);
+    Decode(*engine, config, 1, 8000);
+    for (uint32_t tokens : {512u, 2048u, 8192u}) {
+      with_[tokens] = Prefill(*engine, config, tokens, "");
+    }
+    Load(*engine, config, 2048);
+    engine = nullptr;
+    config.copy_out = false;
+    engine = Make(config);
+    for (uint32_t tokens : {2048u, 8192u}) {
+      const double without = Prefill(*engine, config, tokens, " without copy-out");
+      const double cost = with_[tokens] / without - 1;
+      std::printf("copy-out at %u tokens costs %.1f %%\n", tokens, 100 * cost);
+      Note("copy_out_cost_" + std::to_string(tokens), cost);
+    }
+    Decode(*engine, config, 128, 1024, " without copy-out");
+  }
+
+  void Write(const char* path) const {
+    FILE* out = std::fopen(path, "w");
+    if (out == nullptr) return std::perror(path);
+    cudaDeviceProp properties;
+    OK(cudaGetDeviceProperties(&properties, 0));
+    std::fprintf(out, "{\"device\": \"%s\", \"copy_bytes_per_s\": %.4g, \"bf16_flop_per_s\": %.4g",
+                 properties.name, bandwidth_, matrix_rate_);
+    for (const auto& [name, value] : notes_)
+      std::fprintf(out, ",\n \"%s\": %.6g", name.c_str(), value);
+    std::fprintf(out, "}\n");
+    std::fclose(out);
+  }
+
+ private:
+  std::unique_ptr<Engine> Make(const EngineConfig& config) {
+    std::unique_ptr<Engine> engine;
+    OK(Engine::Create(config, {}, nullptr, nullptr, &engine));
+    const size_t page = config.layer_bytes * config.layers;
+    bytes_ = (8192 / 16 + 256) * page;
+    memory_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, bytes_)));
+    std::memset(memory_.get(), 0, bytes_);
+    OK(engine->RegisterMemory(memory_.get(), bytes_));
+    return engine;
+  }
+
+  void Note(const std::string& name, double value) { notes_.emplace_back(name, value); }
+
+  // Contexts are adopted: blocks that only stand for them share one place in the host's memory; the
+  // block that a row writes is its own.
+  void Decode(Engine& engine, const EngineConfig& config, uint32_t rows, uint32_t context,
+              const std::string& suffix = "") {
+    const size_t page = config.layer_bytes * config.layers;
+    const uint32_t blocks = context / 16 + 4;
+    std::vector<std::vector<std::byte*>> pointers(rows);
+    std::vector<uint32_t> tokens(rows, 17);
+    std::vector<ChunkView> chunks;
+    for (uint32_t r = 0; r < rows; ++r) {
+      pointers[r].assign(blocks, memory_.get());
+      for (uint32_t b = context / 16; b < blocks; ++b)
+        pointers[r][b] = memory_.get() + (r + 1) * page;
+      chunks.push_back({.sequence = 1000 * uint64_t{context} + r,
+                        .tokens = &tokens[r],
+                        .token_count = 1,
+                        .start = context,
+                        .blocks = pointers[r].data(),
+                        .output = Output::kGreedy});
+      OK(engine.Adopt(chunks.back()));
+    }
+    std::vector<double> seconds;
+    for (int i = 0; i < (quick_ ? 15 : 40); ++i) {
+      const double s = Step(engine, chunks);
+      if (i >= 5) seconds.push_back(s);
+      for (ChunkView& chunk : chunks) ++chunk.start;
+    }
+    const Spread s = Of(seconds);
+    // Weights once, each row's K and V once.
+    const double weights = 2.0 * (6.979e9 + 0.525e9);
+    const double bytes = weights + rows * (context + 20.0) * 131072.0;
+    const double floor = bytes / bandwidth_;
+    std::printf(
+        "decode %3u rows at %u%s: %.0f tokens/s, step %.3f ms (%.3f-%.3f), %.2f of the roofline\n",
+        rows, context, suffix.c_str(), rows / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most,
+        floor / s.median);
+    const std::string name = "decode_" + std::to_string(rows) + "_at_" + std::to_string(context) +
+                             (suffix.empty() ? "" : "_no_copy");
+    Note(name + "_tokens_per_s", rows / s.median);
+    Note(name + "_roofline", floor / s.median);
+  }
+
+  double Prefill(Engine& engine, const EngineConfig& config, uint32_t count,
+                 const std::string& suffix) {
+    const size_t page = config.layer_bytes * config.layers;
+    std::vector<uint32_t> tokens(count);
+    for (uint32_t i = 0; i < count; ++i) tokens[i] = (i * 7919 + 13) % config.vocab;
+    std::vector<std::byte*> pointers;
+    for (uint32_t b = 0; b < count / 16; ++b) pointers.push_back(memory_.get() + b * page);
+    std::vector<double> seconds;
+    for (int i = 0; i < (quick_ ? 4 : 8); ++i) {
+      const double s = Step(engine, {{.sequence = 7,
+                                      .tokens = tokens.data(),
+                                      .token_count = count,
+                                      .start = 0,
+                                      .blocks = pointers.data(),
+                                      .output = Output::kGreedy}});
+      if (i >= 1) seconds.push_back(s);
+    }
+    const Spread s = Of(seconds);
+    // Two operations a weight and token; causal attention: half of 4 x heads x dim a pair.
+    const double products = 2.0 * 6.979e9 * count;
+    const double attention =
+        2.0 * config.layers * config.heads * config.head_dim * double(count) * count;
+    const double floor = (products + attention) / matrix_rate_;
+    std::printf("prefill %u%s: %.0f tokens/s, %.1f ms (%.1f-%.1f), %.2f of the roofline\n", count,
+                suffix.c_str(), count / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most,
+                floor / s.median);
+    if (suffix.empty()) {
+      Note("prefill_" + std::to_string(count) + "_tokens_per_s", count / s.median);
+      Note("prefill_" + std::to_string(count) + "_roofline", floor / s.median);
+    }
+    return s.median;
+  }
+
+  // 64 new tokens behind a prefix that comes from the host.
+  void Load(Engine& engine, const EngineConfig& config, uint32_t prefix) {
+    const size_t page = config.layer_bytes * config.layers;
+    std::vector<uint32_t> tokens(64, 5);
+    std::vector<std::byte*> pointers;
+    for (uint32_t b = 0; b < prefix / 16 + 4; ++b) pointers.push_back(memory_.get() + b * page);
+    std::vector<double> cold, warm;
+    for (uint64_t i = 0; i < 6; ++i) {
+      const ChunkView chunk = {.sequence = 900 + i,
+                               .tokens = tokens.data(),
+                               .token_count = 64,
+                               .start = prefix,
+                               .blocks = pointers.data(),
+                               .output = Output::kGreedy};
+      cold.push_back(Step(engine, {chunk}));
+      warm.push_back(Step(engine, {chunk}));
+    }
+    const double bytes = prefix / 16.0 * static_cast<double>(page);
+    std::printf(
+        "64 tokens behind %u cached ones: %.1f ms from the host, %.1f ms from the device "
+        "(%.0f MB: %.1f GB/s)\n",
+        prefix, 1e3 * Of(cold).median, 1e3 * Of(warm).median, bytes / 1e6,
+        bytes / Of(cold).median / 1e9);
+    Note("load_cold_s", Of(cold).median);
+    Note("load_warm_s", Of(warm).median);
+  }
+
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  const bool quick_;
+  double bandwidth_ = 0, matrix_rate_ = 0;
+  std::unique_ptr<std::byte, Free> memory_;
+  size_t bytes_ = 0;
+  std::vector<std::pair<std::string, double>> notes_;
+  std::vector<double> with_ = std::vector<double>(8193);
+};
+
+}  // namespace
+}  // namespace antiphon::engine::cuda
+
+int main(int argc, char** argv) {
+  using namespace antiphon::engine::cuda;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
+  bool quick = false;
+  const char* json = nullptr;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--quick") quick = true;
+    if (std::string(argv[i]) == "--json" && i + 1 < argc) json = argv[++i];
+  }
+  Bench bench(quick);
+  bench.Run();
+  if (json != nullptr) bench.Write(json);
+  return 0;
+}

@@ -1,0 +1,9 @@
+#include "engine/cuda/attention_kernel.cuh"
+
+namespace antiphon::engine::cuda {
+
+template cudaError_t AttendWithDim<128>(const AttentionShape&, const AttentionWorkspace&,
+                                        const AttentionPlan&, const AttentionBatch&, uint16_t*,
+                                        uint16_t*, uint16_t*, uint16_t*, cudaStream_t);
+
+}  // namespace antiphon::engine::cuda

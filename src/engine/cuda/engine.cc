@@ -1,0 +1,521 @@
+#include "engine/cuda/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace antiphon::engine::cuda {
+namespace {
+
+constexpr uint32_t kCopyLayers = 8;     // a graph copies K and V out so often
+constexpr uint32_t kRowCopyTokens = 2;  // longer chunks leave by blocks
+constexpr size_t kBatchCopies = 1024;   // more descriptors at once hang some drivers
+
+}  // namespace
+
+// ---- A step
+
+Error Engine::Fail(Error error) {
+  if (error.code == kUnavailable) broken_ = error;
+  pages_->AbandonStep();
+  return error;
+}
+
+Error Engine::Submit(const ChunkView* chunks, size_t count) {
+  if (broken_) return broken_;
+  CUDA_RETURN_IF_ERROR(cudaSetDevice(config_.device));
+  uint64_t tokens = 0;
+  for (size_t i = 0; i < count; ++i) tokens += chunks[i].token_count;
+  if (count == 0 || tokens < count || tokens > config_.step_tokens_max) {
+    return {kInvalidArgument, "the step has " + std::to_string(tokens) + " tokens in " +
+                                  std::to_string(count) + " chunks, at most " +
+                                  std::to_string(config_.step_tokens_max) + " fit"};
+  }
+  chunks_.assign(chunks, chunks + count);
+  work_.clear();
+  output_chunks_.clear();
+  rows_ = 0;
+  layers_done_ = 0;
+  by_graph_ = DecodeBucket(static_cast<uint32_t>(count)) != 0;
+  pages_->BeginStep();
+  for (const ChunkView& chunk : chunks_) {
+    Work work{.chunk = &chunk, .first_row = rows_};
+    const uint32_t end = chunk.start + chunk.token_count;
+    if (!pages_->Place(chunk.sequence, chunk.blocks, chunk.start, end, &work.placement)) {
+      return Fail({kResourceExhausted, "device memory: the step's contexts need more than the " +
+                                           std::to_string(pages_->pages_total()) +
+                                           " KV pages that there are"});
+    }
+    const uint32_t blocks = (end + config_.block_tokens - 1) / config_.block_tokens;
+    for (uint32_t b = std::min(work.placement.load_begin, chunk.start / config_.block_tokens);
+         b < blocks; ++b) {
+      work.registered = work.registered && DeviceAddress(chunk.blocks[b]) != 0;
+    }
+    work.by_rows = chunk.token_count <= kRowCopyTokens;
+    by_graph_ = by_graph_ && chunk.token_count == 1 && chunk.output != Output::kAllLogits;
+    if (chunk.output != Output::kNone) {
+      output_chunks_.push_back(static_cast<uint32_t>(work_.size()));
+    }
+    rows_ += chunk.token_count;
+    work_.push_back(work);
+  }
+  if (Error error = Enqueue()) {
+    // What was started still uses the step's memory.
+    if (cudaDeviceSynchronize() != cudaSuccess && error.code != kUnavailable) {
+      error = FromCuda(cudaErrorLaunchFailure, "Submit(");
+    }
+    return Fail(std::move(error));
+  }
+  running_ = true;
+  return {};
+}
+
+Error Engine::Enqueue() {
+  CUDA_RETURN_IF_ERROR(cudaEventRecord(step_begun_.get(), compute_.get()));
+  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(load_.get(), step_begun_.get(), 0));
+  if (by_graph_) {
+    MODULE_RETURN_IF_ERROR(RunGraph());
+  } else {
+    MODULE_RETURN_IF_ERROR(RunLayers());
+  }
+  MODULE_RETURN_IF_ERROR(CopyUnregisteredOut());
+  CUDA_RETURN_IF_ERROR(cudaEventRecord(step_done_.get(), compute_.get()));
+  return {};
+}
+
+Error Engine::FillTables(StepTables& tables, uint32_t rows_padded) {
+  StepTables::View& host = tables.host;
+  const uint32_t block_tokens = config_.block_tokens;
+  uint32_t page = 0, row = 0, output = 0;
+  for (size_t c = 0; c < work_.size(); ++c) {
+    const Work& work = work_[c];
+    const ChunkView& chunk = *work.chunk;
+    const uint32_t end = chunk.start + chunk.token_count;
+    host.query_starts[c] = static_cast<int32_t>(row);
+    host.page_starts[c] = static_cast<int32_t>(page);
+    host.last_page_tokens[c] = static_cast<int32_t>((end - 1) % block_tokens + 1);
+    const uint32_t blocks = (end - 1) / block_tokens + 1;
+    std::memcpy(host.pages + page, work.placement.pages, blocks * sizeof(int32_t));
+    page += blocks;
+    for (uint32_t i = 0; i < chunk.token_count; ++i, ++row) {
+      const uint32_t position = chunk.start + i;
+      const uint32_t block = position / block_tokens;
+      host.tokens[row] = chunk.tokens[i];
+      host.positions[row] = position;
+      host.row_pages[row] = work.placement.pages[block];
+      host.targets[row] = work.by_rows && work.registered && config_.copy_out
+                              ? DeviceAddress(chunk.blocks[block])
+                              : 0;
+    }
+    if (chunk.output == Output::kGreedy || chunk.output == Output::kLogits) {
+      host.output_rows[output++] = row - 1;
+    }
+  }
+  size_t chunk = work_.size();
+  // Rows that fill the bucket live in page 0, which belongs to nobody.
+  for (; row < rows_padded; ++row, ++chunk) {
+    host.query_starts[chunk] = static_cast<int32_t>(row);
+    host.page_starts[chunk] = static_cast<int32_t>(page);
+    host.last_page_tokens[chunk] = 1;
+    host.pages[page++] = 0;
+    host.tokens[row] = 0;
+    host.positions[row] = 0;
+    host.row_pages[row] = 0;
+    host.targets[row] = 0;
+  }
+  host.query_starts[chunk] = static_cast<int32_t>(row);
+  host.page_starts[chunk] = static_cast<int32_t>(page);
+  return tables.Upload(page, compute_.get());
+}
+
+Error Engine::Copies(std::vector<void*>& to, std::vector<const void*>& from,
+                     std::vector<size_t>& sizes, cudaStream_t stream) {
+  cudaMemcpyAttributes attributes = {};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+  for (size_t at = 0; at < to.size(); at += kBatchCopies) {
+    const size_t count = std::min(kBatchCopies, to.size() - at);
+    size_t first = 0;
+    CUDA_RETURN_IF_ERROR(cudaMemcpyBatchAsync(to.data() + at, from.data() + at, sizes.data() + at,
+                                              count, &attributes, &first, 1, stream));
+  }
+  to.clear();
+  from.clear();
+  sizes.clear();
+  return {};
+}
+
+// Layers [first, end) of the blocks that are not on the device, on the load stream.
+Error Engine::LoadLayers(uint32_t first, uint32_t end) {
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  std::vector<size_t> sizes;
+  for (const Work& work : work_) {
+    for (uint32_t b = work.placement.load_begin; b < work.placement.load_end; ++b) {
+      std::byte* page = kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ +
+                        first * config_.layer_bytes;
+      const std::byte* block = work.chunk->blocks[b] + first * config_.layer_bytes;
+      const size_t bytes = (end - first) * config_.layer_bytes;
+      if (work.registered) {
+        to.push_back(page);
+        from.push_back(block);
+        sizes.push_back(bytes);
+      } else {
+        CUDA_RETURN_IF_ERROR(
+            cudaMemcpyAsync(page, block, bytes, cudaMemcpyHostToDevice, load_.get()));
+      }
+    }
+  }
+  return Copies(to, from, sizes, load_.get());
+}
+
+// `by_layer`: compute waits for each layer's load when it gets there; else it waits for all.
+Error Engine::LoadPrefixes(bool by_layer) {
+  const bool any = std::any_of(work_.begin(), work_.end(), [](const Work& work) {
+    return work.placement.load_begin < work.placement.load_end;
+  });
+  if (by_layer) {
+    for (uint32_t layer = 0; layer < config_.layers; ++layer) {
+      if (any) MODULE_RETURN_IF_ERROR(LoadLayers(layer, layer + 1));
+      CUDA_RETURN_IF_ERROR(cudaEventRecord(loaded_[layer].get(), load_.get()));
+    }
+    return {};
+  }
+  if (!any) return {};
+  MODULE_RETURN_IF_ERROR(LoadLayers(0, config_.layers));
+  CUDA_RETURN_IF_ERROR(cudaEventRecord(loaded_[0].get(), load_.get()));
+  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), loaded_[0].get(), 0));
+  return {};
+}
+
+Error Engine::ProjectAndAppend(uint32_t layer, uint32_t rows, const StepTables& tables) {
+  const Layer& l = layers_[layer];
+  CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.attention_norm, nullptr, rows, config_.hidden,
+                               config_.rms_eps, normed_.data(), compute_.get()));
+  MODULE_RETURN_IF_ERROR(gemm_.Run(qkv_, rows, l.qkv, normed_.data(), qkv_out_.data()));
+  const RopeAppend rope = {.qkv = qkv_out_.data(),
+                           .bias = l.qkv_bias,
+                           .cosines = cosines_.data(),
+                           .sines = sines_.data(),
+                           .positions = tables.device.positions,
+                           .pages = tables.device.row_pages,
+                           .rows = rows,
+                           .heads = config_.heads,
+                           .rope_dims = config_.rope_dims,
+                           .layer = layer};
+  CUDA_RETURN_IF_ERROR(RopeAndAppend(rope, page_layout_, compute_.get()));
+  return {};
+}
+
+Error Engine::RunAttentionAndFeedForward(uint32_t layer, uint32_t rows, const StepTables& tables,
+                                         uint32_t chunks, const AttentionPlan& plan) {
+  const Layer& l = layers_[layer];
+  auto* keys = reinterpret_cast<uint16_t*>(kv_.data() + layer * config_.layer_bytes);
+  uint16_t* values = keys + size_t{config_.block_tokens} * config_.kv_heads * config_.head_dim;
+  MODULE_RETURN_IF_ERROR(Attend(attention_, workspace_, plan, BatchOf(tables, chunks),
+                                qkv_out_.data(), keys, values, attended_.data(), compute_.get()));
+  MODULE_RETURN_IF_ERROR(
+      gemm_.Run(attention_output_, rows, l.attention_output, attended_.data(), x_.data()));
+  CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.feed_forward_norm, nullptr, rows, config_.hidden,
+                               config_.rms_eps, normed_.data(), compute_.get()));
+  MODULE_RETURN_IF_ERROR(gemm_.Run(gate_up_, rows, l.gate_up, normed_.data(), gate_up_out_.data()));
+  CUDA_RETURN_IF_ERROR(SiluMultiply(gate_up_out_.data(), rows, config_.feed_forward,
+                                    activated_.data(), compute_.get()));
+  MODULE_RETURN_IF_ERROR(gemm_.Run(down_, rows, l.down, activated_.data(), x_.data()));
+  return {};
+}
+
+Error Engine::CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t rows) {
+  CUDA_RETURN_IF_ERROR(cudaEventRecord(computed_[layer].get(), compute_.get()));
+  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_.get(), computed_[layer].get(), 0));
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  std::vector<size_t> sizes;
+  bool by_rows = false;
+  for (const Work& work : work_) {
+    if (!work.registered || !config_.copy_out) continue;
+    if (work.by_rows) {
+      by_rows = true;
+      continue;
+    }
+    const ChunkView& chunk = *work.chunk;
+    const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
+    for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
+      const size_t at = layer * config_.layer_bytes;
+      to.push_back(chunk.blocks[b] + at);
+      from.push_back(kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ + at);
+      sizes.push_back(config_.layer_bytes);
+    }
+  }
+  MODULE_RETURN_IF_ERROR(Copies(to, from, sizes, copy_.get()));
+  if (by_rows) {
+    CUDA_RETURN_IF_ERROR(CopyRowsOut(page_layout_, tables.device.positions, tables.device.row_pages,
+                                     tables.device.targets, rows, layer, layer + 1, copy_.get()));
+  }
+  CUDA_RETURN_IF_ERROR(cudaEventRecord(copied_[layer].get(), copy_.get()));
+  return {};
+}
+
+// Memory that nobody registered (tests, a pool that cannot be pinned): whole blocks at the step's
+// end, by way of the driver's own buffers.
+Error Engine::CopyUnregisteredOut() {
+  for (const Work& work : work_) {
+    if (work.registered || !config_.copy_out) continue;
+    const ChunkView& chunk = *work.chunk;
+    const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
+    for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
+      CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
+          chunk.blocks[b], kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_,
+          page_bytes_, cudaMemcpyDeviceToHost, compute_.get()));
+    }
+  }
+  return {};
+}
+
+Error Engine::RunLayers() {
+  const auto chunks = static_cast<uint32_t>(work_.size());
+  MODULE_RETURN_IF_ERROR(FillTables(mixed_, rows_));
+  AttentionPlan plan;
+  MODULE_RETURN_IF_ERROR(PlanAttention(attention_, workspace_, mixed_.host.query_starts,
+                                       mixed_.host.page_starts, chunks, /*graph=*/false,
+                                       compute_.get(), &plan));
+  MODULE_RETURN_IF_ERROR(LoadPrefixes(/*by_layer=*/true));
+  CUDA_RETURN_IF_ERROR(
+      Embed(embedding_, mixed_.device.tokens, rows_, config_.hidden, x_.data(), compute_.get()));
+  for (uint32_t layer = 0; layer < config_.layers; ++layer) {
+    CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), loaded_[layer].get(), 0));
+    MODULE_RETURN_IF_ERROR(ProjectAndAppend(layer, rows_, mixed_));
+    MODULE_RETURN_IF_ERROR(CopyLayerOut(layer, mixed_, rows_));
+    MODULE_RETURN_IF_ERROR(RunAttentionAndFeedForward(layer, rows_, mixed_, chunks, plan));
+  }
+  MODULE_RETURN_IF_ERROR(RunOutput(mixed_));
+  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), copied_[config_.layers - 1].get(), 0));
+  return {};
+}
+
+// Logits and best tokens, for the rows that asked for them.
+Error Engine::RunOutput(const StepTables& tables) {
+  size_t rows_host = 0;
+  uint32_t last_rows = 0;
+  for (uint32_t c : output_chunks_) {
+    const ChunkView& chunk = chunks_[c];
+    if (chunk.output == Output::kAllLogits) rows_host += chunk.token_count;
+    if (chunk.output == Output::kLogits) ++rows_host;
+    if (chunk.output != Output::kAllLogits) ++last_rows;
+  }
+  if (rows_host * config_.vocab > logits_host_.size()) {
+    logits_host_ = {};
+    MODULE_RETURN_IF_ERROR(logits_host_.Allocate(rows_host * config_.vocab));
+  }
+  size_t host_row = 0;
+  const auto send = [&](uint32_t from, uint32_t count) -> Error {
+    CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
+        logits_host_.data() + host_row * config_.vocab, config_.vocab * sizeof(float),
+        logits_.data() + size_t{from} * vocab_stride_, vocab_stride_ * sizeof(float),
+        config_.vocab * sizeof(float), count, cudaMemcpyDeviceToHost, compute_.get()));
+    host_row += count;
+    return {};
+  };
+  auto chunk = output_chunks_.begin();
+  for (uint32_t first = 0; first < last_rows; first += output_rows_max_) {
+    const uint32_t rows = std::min(output_rows_max_, last_rows - first);
+    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), output_norm_, tables.device.output_rows + first, rows,
+                                 config_.hidden, config_.rms_eps, normed_.data(), compute_.get()));
+    MODULE_RETURN_IF_ERROR(
+        gemm_.Run(logits_product_, rows, output_, normed_.data(), logits_.data()));
+    CUDA_RETURN_IF_ERROR(Argmax(logits_.data(), rows, config_.vocab, vocab_stride_,
+                                best_.data() + first, compute_.get()));
+    for (uint32_t row = 0; row < rows; ++chunk) {
+      if (chunks_[*chunk].output == Output::kAllLogits) continue;
+      if (chunks_[*chunk].output == Output::kLogits) MODULE_RETURN_IF_ERROR(send(row, 1));
+      ++row;
+    }
+  }
+  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(best_host_.data(), best_.data(),
+                                       last_rows * sizeof(uint32_t), cudaMemcpyDeviceToHost,
+                                       compute_.get()));
+  for (uint32_t c : output_chunks_) {
+    if (chunks_[c].output != Output::kAllLogits) continue;
+    const uint32_t first = work_[c].first_row, count = chunks_[c].token_count;
+    for (uint32_t i = 0; i < count; i += output_rows_max_) {
+      const uint32_t rows = std::min(output_rows_max_, count - i);
+      CUDA_RETURN_IF_ERROR(RmsNorm(x_.data() + size_t{first + i} * config_.hidden, output_norm_,
+                                   nullptr, rows, config_.hidden, config_.rms_eps, normed_.data(),
+                                   compute_.get()));
+      MODULE_RETURN_IF_ERROR(
+          gemm_.Run(logits_product_, rows, output_, normed_.data(), logits_.data()));
+      MODULE_RETURN_IF_ERROR(send(0, rows));
+    }
+  }
+  return {};
+}
+
+// ---- Steps of single rows
+
+Error Engine::CaptureGraphs() {
+  // The plan's tables are read by the captured kernels; their contents come with every step.
+  for (uint32_t rows = 1; rows <= RowBucket(config_.rows_max); rows = RowBucket(rows + 1)) {
+    MODULE_RETURN_IF_ERROR(Capture(rows, &graphs_[rows]));
+  }
+  return {};
+}
+
+Error Engine::Capture(uint32_t bucket, DecodeGraph* out) {
+  StepTables::View& host = decode_.host;
+  for (uint32_t i = 0; i < bucket; ++i) {
+    host.query_starts[i] = host.page_starts[i] = static_cast<int32_t>(i);
+    host.last_page_tokens[i] = 1;
+    host.pages[i] = 0;
+    host.tokens[i] = host.positions[i] = 0;
+    host.row_pages[i] = 0;
+    host.targets[i] = 0;
+  }
+  host.query_starts[bucket] = host.page_starts[bucket] = static_cast<int32_t>(bucket);
+  MODULE_RETURN_IF_ERROR(decode_.Upload(bucket, compute_.get()));
+  MODULE_RETURN_IF_ERROR(PlanAttention(attention_, workspace_, host.query_starts, host.page_starts,
+                                       bucket, /*graph=*/true, compute_.get(), &out->plan));
+  // Once without capture: the libraries load their kernels.
+  const auto run = [&]() -> Error {
+    CUDA_RETURN_IF_ERROR(Embed(embedding_, decode_.device.tokens, bucket, config_.hidden, x_.data(),
+                               compute_.get()));
+    uint32_t copied = 0;
+    for (uint32_t layer = 0; layer < config_.layers; ++layer) {
+      MODULE_RETURN_IF_ERROR(ProjectAndAppend(layer, bucket, decode_));
+      const uint32_t end = layer + 1;
+      if (config_.copy_out && (end - copied == kCopyLayers || end == config_.layers)) {
+        CUDA_RETURN_IF_ERROR(cudaEventRecord(forked_.get(), compute_.get()));
+        CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_.get(), forked_.get(), 0));
+        CUDA_RETURN_IF_ERROR(CopyRowsOut(page_layout_, decode_.device.positions,
+                                         decode_.device.row_pages, decode_.device.targets, bucket,
+                                         copied, end, copy_.get()));
+        copied = end;
+      }
+      MODULE_RETURN_IF_ERROR(RunAttentionAndFeedForward(layer, bucket, decode_, bucket, out->plan));
+    }
+    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), output_norm_, nullptr, bucket, config_.hidden,
+                                 config_.rms_eps, normed_.data(), compute_.get()));
+    MODULE_RETURN_IF_ERROR(
+        gemm_.Run(logits_product_, bucket, output_, normed_.data(), logits_.data()));
+    CUDA_RETURN_IF_ERROR(
+        Argmax(logits_.data(), bucket, config_.vocab, vocab_stride_, best_.data(), compute_.get()));
+    if (config_.copy_out) {
+      CUDA_RETURN_IF_ERROR(cudaEventRecord(forked_.get(), copy_.get()));
+      CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), forked_.get(), 0));
+    }
+    return {};
+  };
+  MODULE_RETURN_IF_ERROR(run());
+  CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(compute_.get()));
+  CUDA_RETURN_IF_ERROR(cudaStreamBeginCapture(compute_.get(), cudaStreamCaptureModeThreadLocal));
+  Error error = run();
+  Graph graph;
+  const cudaError_t ended = cudaStreamEndCapture(compute_.get(), graph.address());
+  if (error) return error;
+  CUDA_RETURN_IF_ERROR(ended);
+  CUDA_RETURN_IF_ERROR(cudaGraphInstantiate(out->graph.address(), graph.get(), 0));
+  CUDA_RETURN_IF_ERROR(cudaGraphUpload(out->graph.get(), compute_.get()));
+  return {};
+}
+
+Error Engine::RunGraph() {
+  const uint32_t bucket = DecodeBucket(rows_);
+  DecodeGraph& graph = graphs_.at(bucket);
+  MODULE_RETURN_IF_ERROR(LoadPrefixes(/*by_layer=*/false));
+  MODULE_RETURN_IF_ERROR(FillTables(decode_, bucket));
+  AttentionPlan plan;
+  MODULE_RETURN_IF_ERROR(PlanAttention(attention_, workspace_, decode_.host.query_starts,
+                                       decode_.host.page_starts, bucket, /*graph=*/true,
+                                       compute_.get(), &plan));
+  if (!(plan == graph.plan)) {
+    return {kInternal, "the attention's plan for " + std::to_string(bucket) + " rows has changed"};
+  }
+  CUDA_RETURN_IF_ERROR(cudaGraphLaunch(graph.graph.get(), compute_.get()));
+  // Rows without an output are rare in such steps: they are computed and not sent.
+  uint32_t row = 0;
+  size_t rows_host = 0;
+  for (const ChunkView& chunk : chunks_) rows_host += chunk.output == Output::kLogits;
+  if (rows_host * config_.vocab > logits_host_.size()) {
+    CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(compute_.get()));
+    logits_host_ = {};
+    MODULE_RETURN_IF_ERROR(logits_host_.Allocate(size_t{bucket} * config_.vocab));
+  }
+  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(best_host_.data(), best_.data(), rows_ * sizeof(uint32_t),
+                                       cudaMemcpyDeviceToHost, compute_.get()));
+  size_t host_row = 0;
+  for (const ChunkView& chunk : chunks_) {
+    if (chunk.output == Output::kLogits) {
+      CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(logits_host_.data() + host_row++ * config_.vocab,
+                                           logits_.data() + size_t{row} * vocab_stride_,
+                                           config_.vocab * sizeof(float), cudaMemcpyDeviceToHost,
+                                           compute_.get()));
+    }
+    ++row;
+  }
+  return {};
+}
+
+// ---- Its end
+
+EngineProgress Engine::Poll() {
+  if (!running_) return {.layers_done = layers_done_, .finished = true};
+  cudaError_t status = cudaEventQuery(step_done_.get());
+  if (status == cudaErrorNotReady) {
+    if (!by_graph_) {
+      bool registered = true;
+      for (const Work& work : work_) registered = registered && work.registered;
+      while (registered && layers_done_ < config_.layers &&
+             cudaEventQuery(copied_[layers_done_].get()) == cudaSuccess) {
+        ++layers_done_;
+      }
+    }
+    return {.layers_done = layers_done_, .finished = false};
+  }
+  if (status != cudaSuccess) broken_ = FromCuda(status, "Poll(");
+  layers_done_ = config_.layers;
+  running_ = false;
+  return {.layers_done = layers_done_, .finished = true};
+}
+
+Error Engine::Take(ChunkOutput* outputs) {
+  if (broken_) {
+    pages_->AbandonStep();
+    return broken_;
+  }
+  size_t host_row = 0;
+  uint32_t row = 0;
+  // In the order in which RunOutput and RunGraph sent them.
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    outputs[c] = {};
+    const ChunkView& chunk = chunks_[c];
+    const bool counted =
+        by_graph_ || (chunk.output != Output::kNone && chunk.output != Output::kAllLogits);
+    if (counted) outputs[c].token = best_host_[row++];
+    if (chunk.output == Output::kLogits) {
+      outputs[c].logits = logits_host_.data() + host_row++ * config_.vocab;
+    }
+  }
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    if (chunks_[c].output != Output::kAllLogits) continue;
+    outputs[c].logits = logits_host_.data() + host_row * config_.vocab;
+    host_row += chunks_[c].token_count;
+  }
+  return {};
+}
+
+Error Engine::Adopt(const ChunkView& chunk) {
+  pages_->BeginStep();
+  PageTable::Placement placement;
+  if (!pages_->Place(chunk.sequence, chunk.blocks, chunk.start, chunk.start, &placement)) {
+    return Fail({kResourceExhausted, "device memory: too few KV pages"});
+  }
+  const uint32_t blocks = (chunk.start + config_.block_tokens - 1) / config_.block_tokens;
+  for (uint32_t b = 0; b < blocks; ++b) {
+    std::byte* page = kv_.data() + static_cast<size_t>(placement.pages[b]) * page_bytes_;
+    CUDA_RETURN_IF_ERROR(RandomBf16(reinterpret_cast<uint16_t*>(page), page_bytes_ / 2,
+                                    chunk.sequence * 4096 + b, 1.0f, compute_.get()));
+  }
+  CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(compute_.get()));
+  return {};
+}
+
+}  // namespace antiphon::engine::cuda

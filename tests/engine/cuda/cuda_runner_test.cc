@@ -1,0 +1,197 @@
+// The CUDA engine behind ModelRunner. Where there is no device the tests that need one are skipped;
+// what a machine without a GPU is told is tested everywhere.
+#include "engine/cuda/cuda_runner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/cpu/cpu_runner.h"
+#include "tests/engine/golden.h"
+#include "tests/engine/harness.h"
+#include "tests/engine/tiny_model.h"
+
+namespace antiphon::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+// `transformers` 5.19 in bfloat16 on the same weights and the same 2,048 tokens, on a CPU.
+constexpr double kTransformersBf16Kl = 8.71e-4;
+
+std::string Module() {
+  const char* path = std::getenv("ANTIPHON_CUDA_MODULE");
+  return path == nullptr ? "" : path;
+}
+
+bool HasDevice() {
+  std::string description;
+  const absl::Status status = FindCudaDevice(Module(), 0, &description);
+  if (!status.ok()) std::printf("%s\n", std::string(status.message()).c_str());
+  return status.ok();
+}
+
+TEST(CudaRunnerTest, SaysWhyThereIsNoDevice) {
+  std::string description;
+  EXPECT_THAT(
+      std::string(FindCudaDevice("/nowhere/libantiphon_cuda.so", 0, &description).message()),
+      HasSubstr("/nowhere/libantiphon_cuda.so"));
+  const absl::Status status = FindCudaDevice(Module(), 9999, &description);
+  EXPECT_FALSE(status.ok());
+  EXPECT_FALSE(std::string(status.message()).empty());
+  std::printf("%s\n", std::string(status.message()).c_str());
+}
+
+TEST(CudaRunnerTest, RefusesAFileThatIsNoModule) {
+  const std::string path = testing::TempDir() + "/not_a_module.so";
+  std::FILE* file = std::fopen(path.c_str(), "w");
+  std::fputs("this is text", file);
+  std::fclose(file);
+  std::string description;
+  const absl::Status status = FindCudaDevice(path, 0, &description);
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("does not load"));
+}
+
+// ||a - b|| / ||b||
+double Distance(const std::vector<float>& a, const std::vector<double>& b) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    error += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+    size += b[i] * b[i];
+  }
+  return std::sqrt(error / size);
+}
+
+class OnDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HasDevice()) GTEST_SKIP();
+  }
+  static std::unique_ptr<ModelRunner> Make(const model::GgufFile* file) {
+    CudaRunnerOptions options;
+    options.module_path = Module();
+    options.memory_fraction = 0.3;
+    auto runner = MakeCudaRunner(file, options);
+    EXPECT_TRUE(runner.ok()) << runner.status().ToString();
+    return runner.ok() ? *std::move(runner) : nullptr;
+  }
+};
+
+TEST_F(OnDevice, ModelsOfEveryFormatAndFamilyMatchTheReference) {
+  using model::TensorType;
+  for (TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0,
+                          TensorType::kQ4_1, TensorType::kQ4_K, TensorType::kQ6_K}) {
+    for (const char* family : {"llama", "qwen2"}) {
+      SCOPED_TRACE(model::TensorTypeName(type) + " " + family);
+      const TinyOptions tiny = {.architecture = family,
+                                .type = type,
+                                .tied = type != TensorType::kF16,
+                                .rope_freqs = std::string(family) == "llama"};
+      const std::string bytes = TinyModelFile(tiny);
+      const auto file = model::GgufFile::Parse(bytes);
+      ASSERT_TRUE(file.ok());
+      const auto runner = Make(file->get());
+      ASSERT_NE(runner, nullptr);
+      std::vector<uint32_t> tokens;
+      for (uint32_t i = 0; i < 70; ++i) tokens.push_back(i * 31 % model::kTinyVocabulary);
+      TestCache cache(runner->layout(), tokens.size());
+      const std::vector<float> logits = AllLogits(*runner, tokens, {33, 20, 1}, cache);
+      // Random Q4_K blocks have large means that cancel in products: their rounding weighs double.
+      const double bound = type == TensorType::kQ4_K ? 5e-2 : 2e-2;
+      EXPECT_LE(Distance(logits, ReferenceModel(**file).Logits(tokens)), bound);
+    }
+  }
+}
+
+TEST_F(OnDevice, DrawsWhatTheCpusSamplerDrawsFromTheSameLogits) {
+  const std::string bytes = TinyModelFile({.type = model::TensorType::kBF16});
+  const auto file = model::GgufFile::Parse(bytes);
+  ASSERT_TRUE(file.ok());
+  const auto runner = Make(file->get());
+  ASSERT_NE(runner, nullptr);
+  const std::vector<uint32_t> tokens = {5, 9, 2, 200, 17};
+  std::vector<SamplingParams> all(9);
+  for (size_t i = 0; i < all.size(); ++i) all[i].seed = 100 + i;
+  all[0].temperature = 0;
+  all[1].top_k = 5;
+  all[2].top_p = 0.8f;
+  all[3].min_p = 0.1f;
+  all[4].repetition_penalty = 1.5f;
+  all[5].logprobs = true;
+  all[5].top_logprobs = 4;
+  all[6].temperature = 0;
+  all[6].logit_bias = {{3, 100.0f}};
+  all[7].temperature = 0;
+  all[7].presence_penalty = 1.5f;
+  std::vector<TestCache> caches(all.size(), TestCache(runner->layout(), 32));
+  for (TestCache& cache : caches) cache = TestCache(runner->layout(), 32);
+  Step step;
+  for (size_t i = 0; i < all.size(); ++i) {
+    step.chunks.push_back(
+        {.sequence = i,
+         .tokens = tokens,
+         .start = 0,
+         .blocks = caches[i].blocks(),
+         .sample = SampleRequest{.params = &all[i], .prompt_ids = tokens, .emitted_ids = tokens}});
+  }
+  // The logits themselves, from the same step.
+  TestCache other(runner->layout(), 32);
+  step.chunks.push_back({.sequence = 99,
+                         .tokens = tokens,
+                         .start = 0,
+                         .blocks = other.blocks(),
+                         .want_logits = true});
+  const StepResult result = RunStep(*runner, step);
+  const auto& logits = result.chunks.back().logits;
+  const size_t vocab = runner->shape().vocab;
+  ASSERT_EQ(logits.size(), tokens.size() * vocab);
+  Sampler sampler;
+  for (size_t i = 0; i < all.size(); ++i) {
+    SCOPED_TRACE(i);
+    std::vector<float> last(logits.end() - static_cast<ptrdiff_t>(vocab), logits.end());
+    const SampledToken want = sampler.Sample(absl::MakeSpan(last), *step.chunks[i].sample);
+    ASSERT_TRUE(result.chunks[i].sampled.has_value());
+    EXPECT_EQ(result.chunks[i].sampled->id, want.id);
+    EXPECT_NEAR(result.chunks[i].sampled->logprob, want.logprob, 1e-3);
+    EXPECT_EQ(result.chunks[i].sampled->top.size(), want.top.size());
+  }
+}
+
+TEST_F(OnDevice, RefusesWhatTheCpuEngineRefuses) {
+  const std::string bytes = TinyModelFile({});
+  const auto file = model::GgufFile::Parse(bytes);
+  ASSERT_TRUE(file.ok());
+  const auto runner = Make(file->get());
+  ASSERT_NE(runner, nullptr);
+  const std::vector<uint32_t> tokens = {5, model::kTinyVocabulary};
+  TestCache cache(runner->layout(), 2);
+  const absl::Status status =
+      runner->Submit({{{.tokens = tokens, .start = 0, .blocks = cache.blocks()}}});
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status.ToString();
+  EXPECT_TRUE(runner->Health().ok());
+}
+
+TEST_F(OnDevice, TheSmallModelIsNoFurtherFromFloatThanTransformersInBf16) {
+  const Golden golden = ReadGolden();
+  if (ShippedModel() == nullptr) GTEST_SKIP() << "no ANTIPHON_MODEL";
+  const auto runner = Make(ShippedModel());
+  ASSERT_NE(runner, nullptr);
+  ASSERT_EQ(runner->shape().vocab, golden.vocab);
+  for (size_t chunk : {512, 77}) {
+    TestCache cache(runner->layout(), golden.tokens.size());
+    const Accuracy a = Measure(golden, AllLogits(*runner, golden.tokens, {chunk}, cache));
+    std::printf("chunks of %zu: top-1 %.4f, clear %.4f, mean KL %.3e, p99 %.3e\n", chunk,
+                a.agreement, a.clear_agreement, a.kl, a.kl_p99);
+    EXPECT_LE(a.kl, kTransformersBf16Kl);
+  }
+}
+
+}  // namespace
+}  // namespace antiphon::engine

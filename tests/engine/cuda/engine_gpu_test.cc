@@ -1,0 +1,457 @@
+// The engine on a device against a plain forward pass in double precision: prompts whole and in
+// chunks, steps of single rows as graphs, contexts that come from the host's blocks, pages that are
+// taken away, memory that is not pinned.
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include "engine/cuda/engine.h"
+#include "tests/engine/cuda/check.h"
+
+namespace antiphon::engine::cuda {
+namespace {
+
+// A model of random weights in the host's memory.
+struct Model {
+  EngineConfig config;
+  std::map<std::pair<Weight, uint32_t>, std::vector<float>> values;
+
+  Model(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, uint64_t seed) {
+    config.layers = 3;
+    config.hidden = 256;
+    config.feed_forward = 512;
+    config.heads = heads;
+    config.kv_heads = kv_heads;
+    config.head_dim = head_dim;
+    config.vocab = 1003;
+    config.context = 1024;
+    config.rope_dims = head_dim;
+    config.rms_eps = 1e-5f;
+    config.tied_output = !bias;
+    config.qkv_bias = bias;
+    config.block_tokens = 16;
+    const uint64_t half = uint64_t{config.block_tokens} * kv_heads * head_dim * 2;
+    config.layer_bytes = (2 * half + 4095) / 4096 * 4096;
+    config.step_tokens_max = 256;
+    config.rows_max = 24;
+    const uint32_t qkv = (heads + 2 * kv_heads) * head_dim;
+    const auto matrix = [&](Weight w, uint32_t layer, size_t rows, size_t columns) {
+      auto x = Randoms(rows * columns, ++seed, 1.7f / std::sqrt(static_cast<float>(columns)));
+      for (float& v : x) v = FromBf16(ToBf16(v));
+      values[{w, layer}] = std::move(x);
+    };
+    const auto vector = [&](Weight w, uint32_t layer, size_t size, float mean, float spread) {
+      auto x = Randoms(size, ++seed, spread);
+      for (float& v : x) v += mean;
+      values[{w, layer}] = std::move(x);
+    };
+    matrix(Weight::kEmbedding, 0, config.vocab, config.hidden);
+    matrix(Weight::kOutput, 0, config.vocab, config.hidden);
+    vector(Weight::kOutputNorm, 0, config.hidden, 1, 0.2f);
+    for (uint32_t l = 0; l < config.layers; ++l) {
+      matrix(Weight::kQkv, l, qkv, config.hidden);
+      matrix(Weight::kAttentionOutput, l, config.hidden, heads * head_dim);
+      matrix(Weight::kGateUp, l, 2 * config.feed_forward, config.hidden);
+      matrix(Weight::kDown, l, config.hidden, config.feed_forward);
+      vector(Weight::kAttentionNorm, l, config.hidden, 1, 0.2f);
+      vector(Weight::kFeedForwardNorm, l, config.hidden, 1, 0.2f);
+      vector(Weight::kQkvBias, l, qkv, 0, 0.5f);
+    }
+    auto& frequencies = values[{Weight::kRopeFrequencies, 0}];
+    for (uint32_t i = 0; i < head_dim / 2; ++i) {
+      frequencies.push_back(static_cast<float>(std::pow(10000.0, -2.0 * i / head_dim)));
+    }
+  }
+
+  const std::vector<float>& Of(Weight w, uint32_t layer = 0) const { return values.at({w, layer}); }
+  WeightSource Source() {
+    WeightSource source;
+    source.context = this;
+    source.matrix = [](void* context, Weight w, uint32_t layer, uint64_t first, uint64_t rows,
+                       uint16_t* out) {
+      const auto& m = *static_cast<Model*>(context);
+      const auto& x = m.Of(w, layer);
+      const size_t columns = w == Weight::kDown              ? m.config.feed_forward
+                             : w == Weight::kAttentionOutput ? m.config.heads * m.config.head_dim
+                                                             : m.config.hidden;
+      for (size_t i = 0; i < rows * columns; ++i) out[i] = ToBf16(x[first * columns + i]);
+      return 0;
+    };
+    source.vector = [](void* context, Weight w, uint32_t layer, float* out) {
+      const auto& x = static_cast<Model*>(context)->Of(w, layer);
+      std::copy(x.begin(), x.end(), out);
+      return 0;
+    };
+    return source;
+  }
+
+  // [token][vocab]
+  std::vector<double> Logits(const std::vector<uint32_t>& tokens) const {
+    const size_t n = tokens.size(), h = config.hidden, d = config.head_dim, f = config.feed_forward;
+    const size_t width = (config.heads + 2 * config.kv_heads) * d;
+    std::vector<double> x;
+    for (uint32_t t : tokens) {
+      for (size_t i = 0; i < h; ++i) x.push_back(Of(Weight::kEmbedding)[t * h + i]);
+    }
+    const auto norm = [&](const std::vector<double>& in, const std::vector<float>& w) {
+      std::vector<double> out(in.size());
+      for (size_t t = 0; t < n; ++t) {
+        double squares = 0;
+        for (size_t i = 0; i < h; ++i) squares += in[t * h + i] * in[t * h + i];
+        const double scale = 1 / std::sqrt(squares / double(h) + double(config.rms_eps));
+        for (size_t i = 0; i < h; ++i) out[t * h + i] = in[t * h + i] * scale * w[i];
+      }
+      return out;
+    };
+    const auto linear = [&](const std::vector<double>& in, const std::vector<float>& w,
+                            size_t columns) {
+      const size_t rows = w.size() / columns;
+      std::vector<double> out(n * rows);
+      for (size_t t = 0; t < n; ++t) {
+        for (size_t r = 0; r < rows; ++r) {
+          double sum = 0;
+          for (size_t c = 0; c < columns; ++c) sum += w[r * columns + c] * in[t * columns + c];
+          out[t * rows + r] = sum;
+        }
+      }
+      return out;
+    };
+    const auto& frequencies = Of(Weight::kRopeFrequencies);
+    for (uint32_t l = 0; l < config.layers; ++l) {
+      auto qkv = linear(norm(x, Of(Weight::kAttentionNorm, l)), Of(Weight::kQkv, l), h);
+      for (size_t t = 0; t < n; ++t) {
+        for (size_t i = 0; i < width && config.qkv_bias; ++i) {
+          qkv[t * width + i] += Of(Weight::kQkvBias, l)[i];
+        }
+        for (size_t head = 0; head < config.heads + config.kv_heads; ++head) {
+          for (size_t i = 0; i < d / 2; ++i) {
+            double& a = qkv[t * width + head * d + i];
+            double& b = qkv[t * width + head * d + i + d / 2];
+            const double angle = double(t) * frequencies[i];
+            const double turned = a * std::cos(angle) - b * std::sin(angle);
+            b = b * std::cos(angle) + a * std::sin(angle);
+            a = turned;
+          }
+        }
+      }
+      std::vector<double> mixed(n * config.heads * d);
+      for (size_t t = 0; t < n; ++t) {
+        for (size_t head = 0; head < config.heads; ++head) {
+          const size_t kv = config.heads + head / (config.heads / config.kv_heads);
+          std::vector<double> weight(t + 1);
+          double total = 0;
+          for (size_t s = 0; s <= t; ++s) {
+            double score = 0;
+            for (size_t i = 0; i < d; ++i) {
+              score += qkv[t * width + head * d + i] * qkv[s * width + kv * d + i];
+            }
+            total += weight[s] = std::exp(score / std::sqrt(double(d)));
+          }
+          for (size_t s = 0; s <= t; ++s) {
+            for (size_t i = 0; i < d; ++i) {
+              mixed[(t * config.heads + head) * d + i] +=
+                  weight[s] / total * qkv[s * width + (kv + config.kv_heads) * d + i];
+            }
+          }
+        }
+      }
+      const auto o = linear(mixed, Of(Weight::kAttentionOutput, l), config.heads * d);
+      for (size_t i = 0; i < x.size(); ++i) x[i] += o[i];
+      const auto gate_up =
+          linear(norm(x, Of(Weight::kFeedForwardNorm, l)), Of(Weight::kGateUp, l), h);
+      std::vector<double> activated(n * f);
+      for (size_t t = 0; t < n; ++t) {
+        for (size_t i = 0; i < f; ++i) {
+          const double g = gate_up[t * 2 * f + i];
+          activated[t * f + i] = g / (1 + std::exp(-g)) * gate_up[t * 2 * f + f + i];
+        }
+      }
+      const auto down = linear(activated, Of(Weight::kDown, l), f);
+      for (size_t i = 0; i < x.size(); ++i) x[i] += down[i];
+    }
+    return linear(norm(x, Of(Weight::kOutputNorm)),
+                  Of(config.tied_output ? Weight::kEmbedding : Weight::kOutput), h);
+  }
+};
+
+// Blocks of a sequence in the host's memory, poisoned with NaN, on pages of their own.
+struct Blocks {
+  Blocks(const EngineConfig& c, uint32_t tokens)
+      : count((tokens + c.block_tokens - 1) / c.block_tokens),
+        bytes((count * c.layers * c.layer_bytes + 4095) / 4096 * 4096),
+        memory(static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), &std::free) {
+    std::memset(memory.get(), 0xff, bytes);
+    for (size_t i = 0; i < count; ++i) {
+      pointers.push_back(memory.get() + i * c.layers * c.layer_bytes);
+    }
+  }
+  void CopyFrom(const Blocks& other) { std::memcpy(memory.get(), other.memory.get(), bytes); }
+  size_t count;
+  size_t bytes;
+  std::unique_ptr<std::byte, void (*)(void*)> memory;
+  std::vector<std::byte*> pointers;
+};
+
+struct Result {
+  uint32_t token;
+  std::vector<float> logits;
+};
+
+std::vector<Result> Run(Engine& engine, const EngineConfig& config,
+                        const std::vector<ChunkView>& chunks) {
+  OK(engine.Submit(chunks.data(), chunks.size()));
+  uint32_t layers = 0;
+  while (true) {
+    const EngineProgress progress = engine.Poll();
+    Expect(progress.layers_done >= layers, "progress never goes back");
+    layers = progress.layers_done;
+    if (progress.finished) break;
+    std::this_thread::yield();
+  }
+  Expect(layers == config.layers, "a finished step has all its layers");
+  std::vector<ChunkOutput> outputs(chunks.size());
+  OK(engine.Take(outputs.data()));
+  std::vector<Result> results;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    Result result{.token = outputs[i].token};
+    const size_t rows = chunks[i].output == Output::kAllLogits ? chunks[i].token_count
+                        : chunks[i].output == Output::kLogits  ? 1
+                                                               : 0;
+    result.logits.assign(outputs[i].logits, outputs[i].logits + rows * config.vocab);
+    results.push_back(std::move(result));
+  }
+  return results;
+}
+
+ChunkView Chunk(uint64_t sequence, const std::vector<uint32_t>& tokens, uint32_t start,
+                uint32_t count, const Blocks& blocks, Output output) {
+  return {.sequence = sequence,
+          .tokens = tokens.data() + start,
+          .token_count = count,
+          .start = start,
+          .blocks = blocks.pointers.data(),
+          .output = output};
+}
+
+std::vector<uint32_t> Tokens(size_t n, uint32_t vocab, uint64_t seed) {
+  std::vector<uint32_t> tokens;
+  for (float x : Randoms(n, seed, 1)) {
+    tokens.push_back(static_cast<uint32_t>((x + 1) / 2.0001f * static_cast<float>(vocab)));
+  }
+  return tokens;
+}
+
+void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, bool pinned,
+               uint64_t seed) {
+  const std::string name = "dim " + std::to_string(head_dim) + (bias ? ", bias" : "") +
+                           (pinned ? ", pinned" : ", pageable");
+  std::printf("-- %s\n", name.c_str());
+  Model model(head_dim, heads, kv_heads, bias, seed);
+  const EngineConfig& config = model.config;
+  std::unique_ptr<Engine> engine;
+  OK(Engine::Create(config, model.Source(), nullptr, nullptr, &engine));
+  const uint32_t vocab = config.vocab, n = 150;
+  const auto tokens = Tokens(n, vocab, seed + 1000);
+  const auto want = model.Logits(tokens);
+  const auto last = [&](uint32_t position) {
+    return std::vector<double>(want.begin() + position * vocab,
+                               want.begin() + (position + 1) * vocab);
+  };
+  Blocks whole(config, n), parts(config, n);
+  const auto pin = [&](Blocks& blocks) {
+    if (pinned) OK(engine->RegisterMemory(blocks.memory.get(), blocks.bytes));
+  };
+  pin(whole);
+  pin(parts);
+  constexpr double kBound = 1.5e-2;
+
+  auto result = Run(*engine, config, {Chunk(1, tokens, 0, n, whole, Output::kAllLogits)});
+  ExpectClose(Distance(result[0].logits, want), kBound, "a whole prompt");
+
+  // In chunks that cut blocks, the last one beside another sequence's.
+  std::vector<float> cut;
+  for (uint32_t start = 0; start < n;) {
+    const uint32_t count = std::min<uint32_t>(start == 0 ? 23 : 55, n - start);
+    result = Run(*engine, config, {Chunk(2, tokens, start, count, parts, Output::kAllLogits)});
+    cut.insert(cut.end(), result[0].logits.begin(), result[0].logits.end());
+    start += count;
+  }
+  ExpectClose(Distance(cut, want), kBound, "a prompt in chunks");
+
+  // The host's blocks hold the same K and V either way, up to rounding, and no poison where tokens
+  // are.
+  double error = 0, size = 0;
+  const size_t token_bytes = size_t{kv_heads} * head_dim * 2, half = token_bytes * 16;
+  for (uint32_t t = 0; t < n; ++t) {
+    for (uint32_t layer = 0; layer < config.layers; ++layer) {
+      for (size_t which = 0; which < 2; ++which) {
+        const size_t at = layer * config.layer_bytes + which * half + t % 16 * token_bytes;
+        for (size_t i = 0; i < token_bytes; i += 2) {
+          uint16_t a, b;
+          std::memcpy(&a, whole.pointers[t / 16] + at + i, 2);
+          std::memcpy(&b, parts.pointers[t / 16] + at + i, 2);
+          const double d = double(FromBf16(a)) - FromBf16(b);
+          error += d * d;
+          size += double(FromBf16(a)) * FromBf16(a);
+        }
+      }
+    }
+  }
+  ExpectClose(std::sqrt(error / size), kBound, "K and V in the host's blocks");
+
+  // Single rows: the graph of one row, fed from the other sequence's blocks, which are loaded.
+  for (uint32_t position : {n - 3, n - 2, n - 1}) {
+    result = Run(*engine, config, {Chunk(3, tokens, position, 1, whole, Output::kLogits)});
+    ExpectClose(Distance(result[0].logits, last(position)), kBound,
+                "a single row at " + std::to_string(position));
+    const auto best = std::max_element(result[0].logits.begin(), result[0].logits.end());
+    Expect(result[0].token == static_cast<uint32_t>(best - result[0].logits.begin()),
+           "the best token is that of the logits");
+  }
+
+  // Many rows of different contexts in one graph, greedy and with logits, some of them new.
+  std::vector<Blocks> many;
+  many.reserve(20);
+  std::vector<ChunkView> rows;
+  for (uint32_t i = 0; i < 20; ++i) {
+    many.emplace_back(config, n);
+    many.back().CopyFrom(whole);
+    pin(many.back());
+  }
+  for (uint32_t i = 0; i < 20; ++i) {
+    rows.push_back(
+        Chunk(100 + i, tokens, i * 7, 1, many[i], i % 3 == 0 ? Output::kGreedy : Output::kLogits));
+  }
+  for (int turn = 0; turn < 2; ++turn) {
+    const auto results = Run(*engine, config, rows);
+    std::vector<float> got;
+    std::vector<double> all;
+    for (uint32_t i = 0; i < 20; ++i) {
+      const auto at = last(rows[i].start);
+      if (rows[i].output == Output::kGreedy) {
+        Expect(want[rows[i].start * vocab + results[i].token] >=
+                   *std::max_element(at.begin(), at.end()) - 0.1,
+               "a greedy row's token is near the best");
+        continue;
+      }
+      got.insert(got.end(), results[i].logits.begin(), results[i].logits.end());
+      all.insert(all.end(), at.begin(), at.end());
+    }
+    ExpectClose(Distance(got, all), kBound, "20 rows in one graph, turn " + std::to_string(turn));
+  }
+
+  // Prompt and rows in one step.
+  Blocks fresh(config, n);
+  pin(fresh);
+  std::vector<ChunkView> mixed = {rows[1], rows[4],
+                                  Chunk(7, tokens, 0, 100, fresh, Output::kLogits),
+                                  Chunk(8, tokens, 64, 40, whole, Output::kGreedy)};
+  const auto results = Run(*engine, config, mixed);
+  ExpectClose(Distance(results[0].logits, last(rows[1].start)), kBound, "a row beside prompts");
+  ExpectClose(Distance(results[1].logits, last(rows[4].start)), kBound, "another");
+  ExpectClose(Distance(results[2].logits, last(99)), kBound, "a prompt beside rows");
+  const auto at = last(103);
+  Expect(want[103 * vocab + results[3].token] >= *std::max_element(at.begin(), at.end()) - 0.1,
+         "a chunk behind a loaded prefix");
+
+  // A sequence that starts again elsewhere does not see its old pages.
+  const auto other = Tokens(60, vocab, seed + 2000);
+  Blocks again(config, n);
+  pin(again);
+  result = Run(*engine, config, {Chunk(1, other, 0, 60, again, Output::kLogits)});
+  const auto other_want = model.Logits(other);
+  ExpectClose(
+      Distance(result[0].logits, std::vector<double>(other_want.end() - vocab, other_want.end())),
+      kBound, "a handle's second life");
+  // The same blocks with another content: the handle is another, so nothing old is used.
+  again.CopyFrom(whole);
+  result = Run(*engine, config, {Chunk(1000, tokens, 90, 1, again, Output::kLogits)});
+  ExpectClose(Distance(result[0].logits, last(90)), kBound, "blocks that were used before");
+  engine = nullptr;  // before the memory that it has pinned
+}
+
+void TestEviction(uint64_t seed) {
+  std::printf("-- few pages\n");
+  Model model(64, 4, 2, false, seed);
+  EngineConfig config = model.config;
+  config.rows_max = 4;
+  config.context = 256;
+  std::unique_ptr<Engine> engine;
+  OK(Engine::Create(config, model.Source(), nullptr, nullptr, &engine));
+  // 4 rows x 16 pages are there; six sequences of 150 tokens take 60, then turns go round.
+  std::printf("%llu pages\n", static_cast<unsigned long long>(engine->pages_total()));
+  const auto tokens = Tokens(200, config.vocab, seed + 5);
+  const auto want = model.Logits(tokens);
+  std::vector<std::unique_ptr<Blocks>> blocks;
+  for (uint32_t i = 0; i < 9; ++i) {
+    blocks.push_back(std::make_unique<Blocks>(config, 200));
+    OK(engine->RegisterMemory(blocks[i]->memory.get(), blocks[i]->bytes));
+    (void)Run(*engine, config, {Chunk(i, tokens, 0, 150, *blocks[i], Output::kNone)});
+  }
+  for (uint32_t turn = 0; turn < 3; ++turn) {
+    for (uint32_t i = 0; i < 9; ++i) {
+      const uint32_t position = 150 + turn;
+      const auto result =
+          Run(*engine, config, {Chunk(i, tokens, position, 1, *blocks[i], Output::kLogits)});
+      const std::vector<double> row(want.begin() + position * config.vocab,
+                                    want.begin() + (position + 1) * config.vocab);
+      ExpectClose(Distance(result[0].logits, row), 1.5e-2, "a row whose pages were taken");
+    }
+  }
+  // More chunks than a graph has rows go the long way, more tokens than fit are refused.
+  Blocks big(config, 256);
+  std::vector<ChunkView> small;
+  for (uint32_t i = 0; i < 30; ++i)
+    small.push_back(Chunk(50 + i, tokens, 0, 2, big, Output::kLogits));
+  const auto results = Run(*engine, config, small);
+  for (const Result& result : results) {
+    const std::vector<double> row(want.begin() + config.vocab, want.begin() + 2 * config.vocab);
+    Expect(Distance(result.logits, row) < 1.5e-2, "thirty chunks where a graph has four rows");
+  }
+  std::vector<ChunkView> many(200, Chunk(50, tokens, 0, 2, big, Output::kGreedy));
+  Expect(engine->Submit(many.data(), many.size()).code == kInvalidArgument,
+         "more tokens than fit are refused");
+  many.clear();
+  for (uint32_t i = 0; i < 200; ++i)
+    many.push_back(Chunk(300 + i, tokens, 0, 1, big, Output::kNone));
+  Expect(engine->Submit(many.data(), many.size()).code == kResourceExhausted,
+         "more pages than there are are refused");
+  (void)Run(*engine, config, {Chunk(60, tokens, 0, 1, big, Output::kGreedy)});
+  engine = nullptr;  // before the memory that it has pinned
+}
+
+void TestRefusals(uint64_t seed) {
+  Model model(64, 4, 2, false, seed);
+  const auto refused = [&](auto change, const char* word) {
+    EngineConfig config = model.config;
+    change(config);
+    std::unique_ptr<Engine> engine;
+    const Error error = Engine::Create(config, model.Source(), nullptr, nullptr, &engine);
+    std::printf("refused: %s\n", error.message.c_str());
+    Expect(error.code != 0 && error.message.find(word) != std::string::npos, word);
+  };
+  refused([](EngineConfig& c) { c.head_dim = 80; }, "head_dim");
+  refused([](EngineConfig& c) { c.memory_bytes = 1 << 20; }, "device memory");
+  refused([](EngineConfig& c) { c.device = 99; }, "invalid device");
+  refused([](EngineConfig& c) { c.rope_dims = 66; }, "rope");
+}
+
+int Main() {
+  NeedDevice();
+  const uint64_t seed = static_cast<uint64_t>(std::time(nullptr)) * 100;
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  TestModel(64, 4, 2, false, true, seed);
+  TestModel(128, 4, 1, true, true, seed + 1);
+  TestModel(64, 9, 3, false, false, seed + 2);
+  TestEviction(seed + 3);
+  TestRefusals(seed + 4);
+  return Verdict();
+}
+
+}  // namespace
+}  // namespace antiphon::engine::cuda
+
+int main() { return antiphon::engine::cuda::Main(); }

@@ -1,0 +1,394 @@
+// Each of the module's own kernels, the products and the attention, against plain loops in double
+// precision, on random inputs at the shapes of models; outputs are poisoned first.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+#include <numeric>
+
+#include "engine/cuda/attention.h"
+#include "engine/cuda/gemm.h"
+#include "engine/cuda/kernels.h"
+#include "engine/cuda/memory.h"
+#include "tests/engine/cuda/check.h"
+
+namespace antiphon::engine::cuda {
+namespace {
+
+uint64_t seed = 0;
+cudaStream_t stream;
+
+template <typename T>
+struct OnDevice {
+  explicit OnDevice(const std::vector<T>& values) {
+    OK(array.Allocate(std::max<size_t>(values.size(), 1)));
+    OK(cudaMemcpy(array.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+    OK(cudaDeviceSynchronize());
+  }
+  static OnDevice Poisoned(size_t size) {
+    OnDevice out{std::vector<T>(size)};
+    OK(cudaMemset(out.array.data(), 0xff, size * sizeof(T)));
+    OK(cudaDeviceSynchronize());  // the stream under test does not wait for the default one
+    return out;
+  }
+  std::vector<T> Get() const {
+    std::vector<T> out(array.size());
+    OK(cudaStreamSynchronize(stream));
+    OK(cudaMemcpy(out.data(), array.data(), out.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    return out;
+  }
+  T* data() const { return array.data(); }
+  DeviceArray<T> array;
+};
+
+std::vector<float> Random(size_t size, float scale = 1) { return Randoms(size, ++seed, scale); }
+
+void TestEmbed() {
+  const uint32_t vocab = 1000, size = 576;
+  const auto table = ToBf16(Random(size_t{vocab} * size));
+  const std::vector<uint32_t> ids = {0, 999, 17, 17};
+  OnDevice<uint16_t> table_d(table);
+  OnDevice<uint32_t> ids_d(ids);
+  auto out = OnDevice<float>::Poisoned(ids.size() * size);
+  OK(Embed(table_d.data(), ids_d.data(), 4, size, out.data(), stream));
+  std::vector<float> want;
+  for (uint32_t id : ids) {
+    for (uint32_t i = 0; i < size; ++i) want.push_back(FromBf16(table[size_t{id} * size + i]));
+  }
+  Expect(out.Get() == want, "embedding rows are copied exactly");
+}
+
+void TestRmsNorm(uint32_t size) {
+  const uint32_t rows = 5;
+  const auto x = Random(rows * size), weight = Random(size);
+  const std::vector<uint32_t> index = {4, 0, 2};
+  OnDevice<float> x_d(x), weight_d(weight);
+  OnDevice<uint32_t> index_d(index);
+  const auto want = [&](uint32_t row) {
+    double squares = 0;
+    for (uint32_t i = 0; i < size; ++i) squares += double(x[row * size + i]) * x[row * size + i];
+    std::vector<double> y;
+    for (uint32_t i = 0; i < size; ++i) {
+      y.push_back(x[row * size + i] / std::sqrt(squares / size + 1e-5) * weight[i]);
+    }
+    return y;
+  };
+  auto out = OnDevice<uint16_t>::Poisoned(rows * size);
+  OK(RmsNorm(x_d.data(), weight_d.data(), nullptr, rows, size, 1e-5f, out.data(), stream));
+  std::vector<double> all;
+  for (uint32_t row = 0; row < rows; ++row) {
+    for (double v : want(row)) all.push_back(v);
+  }
+  ExpectClose(Distance(FromBf16(out.Get()), all), 3e-3, "rms norm, " + std::to_string(size));
+  auto some = OnDevice<uint16_t>::Poisoned(index.size() * size);
+  OK(RmsNorm(x_d.data(), weight_d.data(), index_d.data(), 3, size, 1e-5f, some.data(), stream));
+  all.clear();
+  for (uint32_t row : index) {
+    for (double v : want(row)) all.push_back(v);
+  }
+  ExpectClose(Distance(FromBf16(some.Get()), all), 3e-3, "rms norm of chosen rows");
+}
+
+void TestSilu(uint32_t size) {
+  const uint32_t rows = 3;
+  const auto x = ToBf16(Random(rows * 2 * size, 4));
+  OnDevice<uint16_t> x_d(x);
+  auto out = OnDevice<uint16_t>::Poisoned(rows * size);
+  OK(SiluMultiply(x_d.data(), rows, size, out.data(), stream));
+  std::vector<double> want;
+  for (uint32_t row = 0; row < rows; ++row) {
+    for (uint32_t i = 0; i < size; ++i) {
+      const double g = FromBf16(x[row * 2 * size + i]), u = FromBf16(x[row * 2 * size + size + i]);
+      want.push_back(g / (1 + std::exp(-g)) * u);
+    }
+  }
+  ExpectClose(Distance(FromBf16(out.Get()), want), 3e-3, "silu x up, " + std::to_string(size));
+}
+
+void TestArgmax() {
+  const uint32_t rows = 3, size = 128256, stride = size + 8;
+  auto x = Random(rows * stride);
+  x[77777] = x[99] = 5;  // the lower id of two equal ones
+  x[stride + size - 1] = 6;
+  x[stride + 3] = NAN;
+  x[2 * stride + size] = 9;  // the padding is not looked at
+  x[2 * stride] = 7;
+  OnDevice<float> x_d(x);
+  auto ids = OnDevice<uint32_t>::Poisoned(rows);
+  OK(Argmax(x_d.data(), rows, size, stride, ids.data(), stream));
+  Expect(ids.Get() == std::vector<uint32_t>{99, size - 1, 0}, "argmax: ties, NaN, padding");
+}
+
+void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t rope_dims,
+                       bool with_bias) {
+  const uint32_t rows = 4, layers = 2, block_tokens = 16, context = 200, page_count = 5;
+  const uint32_t width = (heads + 2 * kv_heads) * dim, pairs = rope_dims / 2;
+  const size_t half_bytes = size_t{block_tokens} * kv_heads * dim * 2;
+  const size_t layer_bytes = (2 * half_bytes + 4095) / 4096 * 4096;
+  const auto qkv = ToBf16(Random(rows * width));
+  const auto bias = Random(width);
+  std::vector<float> cosines(context * pairs), sines(context * pairs);
+  for (size_t i = 0; i < cosines.size(); ++i) {
+    cosines[i] = std::cos(0.01f * static_cast<float>(i));
+    sines[i] = std::sin(0.01f * static_cast<float>(i));
+  }
+  const std::vector<uint32_t> positions = {0, 17, 17, 199};
+  const std::vector<int32_t> row_pages = {4, 0, 2, 3};
+  OnDevice<uint16_t> qkv_d(qkv);
+  OnDevice<float> bias_d(bias), cosines_d(cosines), sines_d(sines);
+  OnDevice<uint32_t> positions_d(positions);
+  OnDevice<int32_t> pages_d(row_pages);
+  auto kv = OnDevice<std::byte>::Poisoned(page_count * layers * layer_bytes);
+  const Pages pages = {.base = kv.data(),
+                       .page_bytes = layers * layer_bytes,
+                       .layer_bytes = layer_bytes,
+                       .block_tokens = block_tokens,
+                       .kv_heads = kv_heads,
+                       .head_dim = dim};
+  const RopeAppend rope = {.qkv = qkv_d.data(),
+                           .bias = with_bias ? bias_d.data() : nullptr,
+                           .cosines = cosines_d.data(),
+                           .sines = sines_d.data(),
+                           .positions = positions_d.data(),
+                           .pages = pages_d.data(),
+                           .rows = rows,
+                           .heads = heads,
+                           .rope_dims = rope_dims,
+                           .layer = 1};
+  OK(RopeAndAppend(rope, pages, stream));
+  const auto out = FromBf16(qkv_d.Get());
+  const auto memory = kv.Get();
+  std::vector<double> got, want;
+  for (uint32_t row = 0; row < rows; ++row) {
+    std::vector<double> x(width);
+    for (uint32_t i = 0; i < width; ++i) {
+      x[i] = FromBf16(qkv[row * width + i]) + (with_bias ? bias[i] : 0);
+    }
+    for (uint32_t head = 0; head < heads + kv_heads; ++head) {
+      for (uint32_t i = 0; i < pairs; ++i) {
+        double& a = x[head * dim + i];
+        double& b = x[head * dim + i + pairs];
+        const double c = cosines[positions[row] * pairs + i], s = sines[positions[row] * pairs + i];
+        const double turned = a * c - b * s;
+        b = b * c + a * s;
+        a = turned;
+      }
+    }
+    for (uint32_t i = 0; i < heads * dim; ++i) {
+      got.push_back(out[row * width + i]);
+      want.push_back(x[i]);
+    }
+    const std::byte* k = memory.data() + row_pages[row] * pages.page_bytes + layer_bytes +
+                         positions[row] % block_tokens * kv_heads * dim * 2;
+    for (uint32_t i = 0; i < 2 * kv_heads * dim; ++i) {
+      uint16_t bits;
+      const size_t at = i < kv_heads * dim ? 2 * i : half_bytes + 2 * (i - kv_heads * dim);
+      std::memcpy(&bits, k + at, 2);
+      got.push_back(FromBf16(bits));
+      want.push_back(x[heads * dim + i]);
+    }
+  }
+  ExpectClose(Distance(got, want), 3e-3,
+              "rope + append, dim " + std::to_string(dim) + " rope " + std::to_string(rope_dims) +
+                  (with_bias ? " bias" : ""));
+  size_t written = 0;
+  for (size_t i = 0; i < memory.size(); ++i) written += memory[i] != std::byte{0xff};
+  Expect(written <= rows * 2 * kv_heads * dim * 2,
+         "rope + append writes its rows and nothing else");
+
+  // The same rows, out to pinned host memory.
+  const size_t page_bytes = pages.page_bytes;
+  PinnedArray<std::byte> host;
+  OK(host.Allocate(2 * page_bytes));
+  std::memset(host.data(), 0xee, 2 * page_bytes);
+  std::vector<uint64_t> targets = {reinterpret_cast<uint64_t>(host.data()), 0,
+                                   reinterpret_cast<uint64_t>(host.data() + page_bytes), 0};
+  OnDevice<uint64_t> targets_d(targets);
+  OK(CopyRowsOut(pages, positions_d.data(), pages_d.data(), targets_d.data(), rows, 0, layers,
+                 stream));
+  OK(cudaStreamSynchronize(stream));
+  const auto same = [&](uint32_t row, const std::byte* block, uint32_t layer) {
+    const size_t at = layer * layer_bytes + positions[row] % block_tokens * kv_heads * dim * 2;
+    const std::byte* page = memory.data() + row_pages[row] * page_bytes;
+    return std::memcmp(block + at, page + at, kv_heads * dim * 2) == 0 &&
+           std::memcmp(block + at + half_bytes, page + at + half_bytes, kv_heads * dim * 2) == 0;
+  };
+  Expect(same(0, host.data(), 1) && same(2, host.data() + page_bytes, 1), "rows reach the host");
+  size_t touched = 0;
+  for (size_t i = 0; i < 2 * page_bytes; ++i) touched += host[i] != std::byte{0xee};
+  Expect(touched <= size_t{2} * layers * 2 * kv_heads * dim * 2, "and nothing else is written");
+}
+
+void TestProduct(Gemm& gemm, uint32_t rows, uint32_t n, uint32_t k, bool accumulate, bool tune) {
+  const auto x = ToBf16(Random(size_t{RowBucket(rows)} * k)), w = ToBf16(Random(size_t{n} * k));
+  OnDevice<uint16_t> x_d(x), w_d(w);
+  const auto before = Random(size_t{RowBucket(rows)} * n);
+  OnDevice<float> y(before);
+  const Product product = {
+      .n = n, .k = k, .float_output = true, .accumulate = accumulate, .y_stride = n};
+  if (tune) {
+    auto scratch = OnDevice<float>::Poisoned(before.size());
+    OK(gemm.Tune(product, rows, {w_d.data()}, x_d.data(), scratch.data()));
+  }
+  OK(gemm.Run(product, rows, w_d.data(), x_d.data(), y.data()));
+  const auto got = y.Get();
+  // A sample of the elements: all of them would take the CPU longer than the rest of the test.
+  std::vector<double> some, want;
+  for (size_t pick = 0; pick < 400; ++pick) {
+    const size_t row = pick * 7919 % rows, column = pick * 104729 % n;
+    double sum = accumulate ? before[row * n + column] : 0;
+    for (uint32_t i = 0; i < k; ++i) {
+      sum += double(FromBf16(x[row * k + i])) * FromBf16(w[column * k + i]);
+    }
+    want.push_back(sum);
+    some.push_back(got[row * n + column]);
+  }
+  ExpectClose(Distance(some, want), 1e-4,
+              "product " + std::to_string(rows) + " x " + std::to_string(n) + " x " +
+                  std::to_string(k) + (accumulate ? " added" : "") + (tune ? " tuned" : ""));
+}
+
+struct Context {
+  uint32_t queries, length;
+};
+void TestAttention(uint32_t dim, uint32_t heads, uint32_t kv_heads, std::vector<Context> contexts,
+                   bool graph) {
+  const uint32_t block_tokens = 16;
+  const size_t token = size_t{kv_heads} * dim, half = token * block_tokens, page = 2 * half;
+  std::vector<int32_t> query_starts = {0}, page_starts = {0}, last, ids;
+  uint32_t rows = 0, pages = 0;
+  for (const Context& c : contexts) {
+    rows += c.queries;
+    pages += (c.length + block_tokens - 1) / block_tokens;
+    query_starts.push_back(static_cast<int32_t>(rows));
+    page_starts.push_back(static_cast<int32_t>(pages));
+    last.push_back(static_cast<int32_t>((c.length - 1) % block_tokens + 1));
+  }
+  ids.resize(pages);
+  for (uint32_t i = 0; i < pages; ++i) ids[i] = static_cast<int32_t>(pages - 1 - i);
+  const uint32_t stride = (heads + 2 * kv_heads) * dim;
+  const auto q = ToBf16(Random(size_t{rows} * stride, 2));
+  auto kv = ToBf16(Random(pages * page, 2));
+  // What lies behind a context's end must not be read.
+  for (size_t c = 0; c < contexts.size(); ++c) {
+    const auto last_page = static_cast<size_t>(ids[static_cast<size_t>(page_starts[c + 1]) - 1]);
+    for (size_t t = static_cast<size_t>(last[c]); t < block_tokens; ++t) {
+      for (size_t i = 0; i < token; ++i) {
+        kv[last_page * page + t * token + i] = kv[last_page * page + half + t * token + i] = 0x7fc0;
+      }
+    }
+  }
+  OnDevice<uint16_t> q_d(q), kv_d(kv);
+  OnDevice<int32_t> query_starts_d(query_starts), page_starts_d(page_starts), last_d(last),
+      ids_d(ids);
+  auto out = OnDevice<uint16_t>::Poisoned(size_t{rows} * heads * dim);
+  DeviceArray<std::byte> partials, tables;
+  PinnedArray<std::byte> pinned;
+  const size_t partial_bytes = size_t{192} << 20, table_bytes = size_t{8} << 20;
+  OK(partials.Allocate(partial_bytes));
+  OK(tables.Allocate(table_bytes));
+  OK(pinned.Allocate(table_bytes));
+  const AttentionWorkspace workspace = {.partials = partials.data(),
+                                        .partial_bytes = partial_bytes,
+                                        .tables = tables.data(),
+                                        .tables_pinned = pinned.data(),
+                                        .table_bytes = table_bytes};
+  const AttentionShape shape = {.heads = heads,
+                                .kv_heads = kv_heads,
+                                .head_dim = dim,
+                                .page_tokens = block_tokens,
+                                .page_stride = static_cast<uint32_t>(page),
+                                .query_stride = stride};
+  AttentionPlan plan;
+  OK(PlanAttention(shape, workspace, query_starts.data(), page_starts.data(),
+                   static_cast<uint32_t>(contexts.size()), graph, stream, &plan));
+  const AttentionBatch batch = {.query_starts = query_starts_d.data(),
+                                .page_starts = page_starts_d.data(),
+                                .pages = ids_d.data(),
+                                .last_page_tokens = last_d.data(),
+                                .chunks = static_cast<uint32_t>(contexts.size())};
+  OK(Attend(shape, workspace, plan, batch, q_d.data(), kv_d.data(), kv_d.data() + half, out.data(),
+            stream));
+  const auto got = FromBf16(out.Get());
+  std::vector<double> some, want;
+  for (size_t c = 0; c < contexts.size(); ++c) {
+    const Context context = contexts[c];
+    for (uint32_t i = 0; i < context.queries; i += std::max(1u, context.queries / 5)) {
+      const size_t row = static_cast<size_t>(query_starts[c]) + i;
+      for (uint32_t head = 0; head < heads; head += std::max(1u, heads / 3)) {
+        const uint32_t visible = context.length - context.queries + i + 1;
+        const size_t kv_head = head / (heads / kv_heads);
+        const auto element = [&](uint32_t t, size_t which, uint32_t d) {
+          const size_t id =
+              static_cast<size_t>(ids[static_cast<size_t>(page_starts[c]) + t / block_tokens]);
+          return double(FromBf16(
+              kv[id * page + which * half + t % block_tokens * token + kv_head * dim + d]));
+        };
+        std::vector<double> weights(visible);
+        double peak = -1e30, total = 0;
+        for (uint32_t t = 0; t < visible; ++t) {
+          double score = 0;
+          for (uint32_t d = 0; d < dim; ++d) {
+            score += FromBf16(q[row * stride + head * dim + d]) * element(t, 0, d);
+          }
+          weights[t] = score / std::sqrt(double(dim));
+          peak = std::max(peak, weights[t]);
+        }
+        for (double& w : weights) total += w = std::exp(w - peak);
+        for (uint32_t d = 0; d < dim; ++d) {
+          double sum = 0;
+          for (uint32_t t = 0; t < visible; ++t) sum += weights[t] / total * element(t, 1, d);
+          want.push_back(sum);
+          some.push_back(got[(row * heads + head) * dim + d]);
+        }
+      }
+    }
+  }
+  ExpectClose(
+      Distance(some, want), 8e-3,
+      "attention dim " + std::to_string(dim) + " heads " + std::to_string(heads) + "/" +
+          std::to_string(kv_heads) + " chunks " + std::to_string(contexts.size()) + " longest " +
+          std::to_string(std::max_element(contexts.begin(), contexts.end(),
+                                          [](auto a, auto b) { return a.length < b.length; })
+                             ->length) +
+          (graph ? " graph" : ""));
+}
+
+int Main() {
+  NeedDevice();
+  seed = static_cast<uint64_t>(std::time(nullptr)) * 1000;
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  TestEmbed();
+  for (uint32_t size : {576u, 4096u, 12u}) TestRmsNorm(size);
+  for (uint32_t size : {1536u, 14336u}) TestSilu(size);
+  TestArgmax();
+  TestRopeAndAppend(64, 9, 3, 64, false);
+  TestRopeAndAppend(128, 32, 8, 128, true);
+  TestRopeAndAppend(64, 4, 2, 32, true);
+  Gemm gemm;
+  OK(gemm.Init(stream));
+  for (bool tune : {false, true}) {
+    for (uint32_t rows : {1u, 3u, 32u, 100u, 700u}) {
+      TestProduct(gemm, rows, 960, 576, false, tune);
+      TestProduct(gemm, rows, 4096, 1536, true, tune);
+    }
+  }
+  TestProduct(gemm, 4, 49153, 576, false, true);  // an odd vocabulary
+  for (const auto& [dim, heads, kv_heads] : {std::tuple(64u, 9u, 3u), std::tuple(128u, 32u, 8u),
+                                             std::tuple(128u, 28u, 4u), std::tuple(64u, 4u, 4u)}) {
+    TestAttention(dim, heads, kv_heads, {{1, 1}}, false);
+    TestAttention(dim, heads, kv_heads, {{300, 300}, {1, 1000}, {17, 40}, {128, 1128}}, false);
+    TestAttention(dim, heads, kv_heads, {{1, 3000}}, true);
+    std::vector<Context> many;
+    for (uint32_t i = 0; i < 48; ++i) many.push_back({1, 1 + i * 37 % 900});
+    TestAttention(dim, heads, kv_heads, many, true);
+  }
+  return Verdict();
+}
+
+}  // namespace
+}  // namespace antiphon::engine::cuda
+
+int main() { return antiphon::engine::cuda::Main(); }
