@@ -1,6 +1,6 @@
 // The CUDA engine at the shape of Llama-3-8B with random weights, as fractions of what the card can
 // do: it measures the copy bandwidth and the bf16 matrix rate first.
-//   cuda_bench [--json FILE] [--quick]
+//   cuda_bench [--json FILE] [--quick] [--products]
 // Needs about 40 GB of device memory. Bytes and operations are counted as in bench/RESULTS.md.
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
@@ -136,6 +136,82 @@ class Bench {
                 matrix_rate_ / 1e12);
   }
 
+  // Each product of a layer alone: the share of the copy bandwidth at which its weights come in.
+  void Products() {
+    Stream stream;
+    OK(cudaStreamCreateWithFlags(stream.address(), cudaStreamNonBlocking));
+    Gemm gemm;
+    OK(gemm.Init(stream.get()));
+    struct Shape {
+      const char* name;
+      uint32_t n, k;
+      FewRowsOutput output;
+    };
+    const Shape shapes[] = {{"qkv", 6144, 4096, FewRowsOutput::kBf16},
+                            {"attention output", 4096, 4096, FewRowsOutput::kAddFloat},
+                            {"gate and up", 28672, 4096, FewRowsOutput::kSilu},
+                            {"down", 4096, 14336, FewRowsOutput::kAddFloat},
+                            {"logits", 128256, 4096, FewRowsOutput::kFloat}};
+    DeviceArray<uint16_t> w, x;
+    DeviceArray<float> y, norm;
+    const size_t elements = size_t{128256} * 4096 * 2;
+    OK(w.Allocate(elements));
+    OK(x.Allocate(128 * 14336));
+    OK(y.Allocate(size_t{128} * 128256));
+    OK(norm.Allocate(14336));
+    OK(RandomBf16(w.data(), elements, 4, 0.02f, stream.get()));
+    OK(RandomBf16(x.data(), x.size(), 5, 1, stream.get()));
+    OK(FillFloat(y.data(), y.size(), 0.5f, stream.get()));
+    OK(FillFloat(norm.data(), norm.size(), 1, stream.get()));
+    Event begin, end;
+    OK(cudaEventCreate(begin.address()));
+    OK(cudaEventCreate(end.address()));
+    for (const Shape& s : shapes) {
+      const size_t bytes = size_t{s.n} * s.k * 2;
+      std::vector<const void*> places;
+      for (size_t at = 0; at + size_t{s.n} * s.k <= elements && places.size() < 16;
+           at += size_t{s.n} * s.k) {
+        places.push_back(w.data() + at);
+      }
+      const auto report = [&](const char* kind, uint32_t rows, const auto& run) {
+        for (int warm = 0; warm < 2; ++warm) run(places[0]);
+        OK(cudaEventRecord(begin.get(), stream.get()));
+        int count = 0;
+        for (int turn = 0; turn < 32; ++turn, ++count) {
+          run(places[static_cast<size_t>(turn) % places.size()]);
+        }
+        OK(cudaEventRecord(end.get(), stream.get()));
+        OK(cudaEventSynchronize(end.get()));
+        float ms = 0;
+        OK(cudaEventElapsedTime(&ms, begin.get(), end.get()));
+        const double seconds = ms / 1e3 / count;
+        std::printf("%-16s %3u rows %-9s %7.1f us, weights at %.2f of the copy bandwidth\n", s.name,
+                    rows, kind, 1e6 * seconds, static_cast<double>(bytes) / seconds / bandwidth_);
+      };
+      const bool added = s.output == FewRowsOutput::kAddFloat;
+      const Product product = {.n = s.n,
+                               .k = s.k,
+                               .float_output = added || s.output == FewRowsOutput::kFloat,
+                               .accumulate = added,
+                               .y_stride = s.n};
+      for (uint32_t rows : {1u, 4u, 32u, 128u}) {
+        OK(gemm.Tune(product, rows, places, x.data(), y.data()));
+        report("cuBLASLt", rows,
+               [&](const void* at) { OK(gemm.Run(product, rows, at, x.data(), y.data())); });
+        if (!FewRowsServes(rows, s.k)) continue;
+        FewRowsProduct few = {
+            .n = s.n, .k = s.k, .eps = 1e-5f, .y = y.data(), .y_stride = s.n, .output = s.output};
+        if (added) few.x = x.data();
+        few.residual = y.data() + size_t{64} * 128256;
+        few.norm = norm.data();
+        report("ours", rows, [&](const void* at) {
+          few.w = static_cast<const uint16_t*>(at);
+          OK(MultiplyFewRows(few, rows, true, stream.get()));
+        });
+      }
+    }
+  }
+
   void Run() {
     EngineConfig config = Llama8B();
     double seconds = Now();
@@ -143,7 +219,7 @@ class Bench {
     seconds = Now() - seconds;
     std::printf("engine ready in %.1f s, %llu pages\n", seconds,
                 static_cast<unsigned long long>(engine->pages_total()));
-    for (uint32_t rows : {1u, 8u, 32u, 64u, 128u}) Decode(*engine, config, rows, 1024);
+    for (uint32_t rows : {1u, 2u, 4u, 8u, 32u, 64u, 128u}) Decode(*engine, config, rows, 1024);
     Decode(*engine, config, 1, 8000);
     for (uint32_t tokens : {512u, 2048u, 8192u}) {
       with_[tokens] = Prefill(*engine, config, tokens, "");
@@ -311,13 +387,15 @@ int main(int argc, char** argv) {
     std::printf("skipped: no CUDA device\n");
     return 77;
   }
-  bool quick = false;
+  bool quick = false, products = false;
   const char* json = nullptr;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--quick") quick = true;
+    if (std::string(argv[i]) == "--products") products = true;
     if (std::string(argv[i]) == "--json" && i + 1 < argc) json = argv[++i];
   }
   Bench bench(quick);
+  if (products) bench.Products();
   bench.Run();
   if (json != nullptr) bench.Write(json);
   return 0;

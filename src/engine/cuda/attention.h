@@ -18,6 +18,7 @@ struct AttentionShape {
   uint32_t head_dim = 0;  // 64 or 128
   uint32_t page_tokens = 0;
   uint32_t page_stride = 0;   // elements from one page's keys to the next page's
+  bool dependent = false;     // launch behind the kernel before (dependent_launch.cuh)
   uint32_t query_stride = 0;  // elements from one row's queries to the next row's
 };
 

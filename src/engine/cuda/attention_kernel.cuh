@@ -69,7 +69,7 @@ cudaError_t AttendWithDim(const AttentionShape& shape, const AttentionWorkspace&
     return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
         kTile, kHeadDim, kHeadDim, flashinfer::PosEncodingMode::kNone,
         /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant, Params>(
-        params, partial_values, partial_sums, /*enable_pdl=*/false, stream);
+        params, partial_values, partial_sums, /*enable_pdl=*/shape.dependent, stream);
   };
   switch (info.cta_tile_q) {
     case 16:

@@ -188,11 +188,34 @@ Error Engine::LoadPrefixes(bool by_layer) {
   return {};
 }
 
+Error Engine::MultiplyFew(const Product& product, uint32_t rows, const uint16_t* w,
+                          const uint16_t* x, const float* norm, void* y, FewRowsOutput output) {
+  const FewRowsProduct few = {
+      .w = w,
+      .n = product.n,
+      .k = product.k,
+      .x = x,
+      .residual = x_.data(),
+      .norm = norm,
+      .eps = config_.rms_eps,
+      .y = y,
+      .y_stride = output == FewRowsOutput::kSilu ? product.n / 2 : product.y_stride,
+      .output = output};
+  CUDA_RETURN_IF_ERROR(MultiplyFewRows(few, rows, dependent_launch_, compute_.get()));
+  return {};
+}
+
 Error Engine::ProjectAndAppend(uint32_t layer, uint32_t rows, const StepTables& tables) {
   const Layer& l = layers_[layer];
-  CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.attention_norm, nullptr, rows, config_.hidden,
-                               config_.rms_eps, normed_.data(), compute_.get()));
-  MODULE_RETURN_IF_ERROR(gemm_.Run(qkv_, rows, l.qkv, normed_.data(), qkv_out_.data()));
+  const bool few = Few(qkv_, rows);
+  if (few) {
+    MODULE_RETURN_IF_ERROR(MultiplyFew(qkv_, rows, l.qkv, nullptr, l.attention_norm,
+                                       qkv_out_.data(), FewRowsOutput::kBf16));
+  } else {
+    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.attention_norm, nullptr, rows, config_.hidden,
+                                 config_.rms_eps, normed_.data(), compute_.get()));
+    MODULE_RETURN_IF_ERROR(gemm_.Run(qkv_, rows, l.qkv, normed_.data(), qkv_out_.data()));
+  }
   const RopeAppend rope = {.qkv = qkv_out_.data(),
                            .bias = l.qkv_bias,
                            .cosines = cosines_.data(),
@@ -203,7 +226,7 @@ Error Engine::ProjectAndAppend(uint32_t layer, uint32_t rows, const StepTables& 
                            .heads = config_.heads,
                            .rope_dims = config_.rope_dims,
                            .layer = layer};
-  CUDA_RETURN_IF_ERROR(RopeAndAppend(rope, page_layout_, compute_.get()));
+  CUDA_RETURN_IF_ERROR(RopeAndAppend(rope, page_layout_, few && dependent_launch_, compute_.get()));
   return {};
 }
 
@@ -212,17 +235,40 @@ Error Engine::RunAttentionAndFeedForward(uint32_t layer, uint32_t rows, const St
   const Layer& l = layers_[layer];
   auto* keys = reinterpret_cast<uint16_t*>(kv_.data() + layer * config_.layer_bytes);
   uint16_t* values = keys + size_t{config_.block_tokens} * config_.kv_heads * config_.head_dim;
-  MODULE_RETURN_IF_ERROR(Attend(attention_, workspace_, plan, BatchOf(tables, chunks),
-                                qkv_out_.data(), keys, values, attended_.data(), compute_.get()));
+  AttentionShape shape = attention_;
+  shape.dependent = dependent_launch_ && Few(qkv_, rows);
+  MODULE_RETURN_IF_ERROR(Attend(shape, workspace_, plan, BatchOf(tables, chunks), qkv_out_.data(),
+                                keys, values, attended_.data(), compute_.get()));
   MODULE_RETURN_IF_ERROR(
-      gemm_.Run(attention_output_, rows, l.attention_output, attended_.data(), x_.data()));
-  CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.feed_forward_norm, nullptr, rows, config_.hidden,
-                               config_.rms_eps, normed_.data(), compute_.get()));
-  MODULE_RETURN_IF_ERROR(gemm_.Run(gate_up_, rows, l.gate_up, normed_.data(), gate_up_out_.data()));
-  CUDA_RETURN_IF_ERROR(SiluMultiply(gate_up_out_.data(), rows, config_.feed_forward,
-                                    activated_.data(), compute_.get()));
-  MODULE_RETURN_IF_ERROR(gemm_.Run(down_, rows, l.down, activated_.data(), x_.data()));
-  return {};
+      AddToResidual(attention_output_, rows, l.attention_output, attended_.data()));
+  if (Few(gate_up_, rows)) {
+    MODULE_RETURN_IF_ERROR(MultiplyFew(gate_up_, rows, l.gate_up, nullptr, l.feed_forward_norm,
+                                       activated_.data(), FewRowsOutput::kSilu));
+  } else {
+    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), l.feed_forward_norm, nullptr, rows, config_.hidden,
+                                 config_.rms_eps, normed_.data(), compute_.get()));
+    MODULE_RETURN_IF_ERROR(
+        gemm_.Run(gate_up_, rows, l.gate_up, normed_.data(), gate_up_out_.data()));
+    CUDA_RETURN_IF_ERROR(SiluMultiply(gate_up_out_.data(), rows, config_.feed_forward,
+                                      activated_.data(), compute_.get()));
+  }
+  return AddToResidual(down_, rows, l.down, activated_.data());
+}
+
+Error Engine::AddToResidual(const Product& product, uint32_t rows, const uint16_t* w,
+                            const uint16_t* x) {
+  // Of all ranks one brings the residual into the sum.
+  Product own = product;
+  own.accumulate = config_.rank == 0;
+  if (Few(own, rows)) {
+    MODULE_RETURN_IF_ERROR(
+        MultiplyFew(own, rows, w, x, nullptr, x_.data(),
+                    own.accumulate ? FewRowsOutput::kAddFloat : FewRowsOutput::kFloat));
+  } else {
+    MODULE_RETURN_IF_ERROR(gemm_.Run(own, rows, w, x, x_.data()));
+  }
+  if (group_ == nullptr) return {};
+  return group_->AllReduceSum(x_.data(), size_t{rows} * config_.hidden, compute_.get());
 }
 
 Error Engine::CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t rows) {
@@ -392,10 +438,15 @@ Error Engine::Capture(uint32_t bucket, DecodeGraph* out) {
       }
       MODULE_RETURN_IF_ERROR(RunAttentionAndFeedForward(layer, bucket, decode_, bucket, out->plan));
     }
-    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), output_norm_, nullptr, bucket, config_.hidden,
-                                 config_.rms_eps, normed_.data(), compute_.get()));
-    MODULE_RETURN_IF_ERROR(
-        gemm_.Run(logits_product_, bucket, output_, normed_.data(), logits_.data()));
+    if (Few(logits_product_, bucket)) {
+      MODULE_RETURN_IF_ERROR(MultiplyFew(logits_product_, bucket, output_, nullptr, output_norm_,
+                                         logits_.data(), FewRowsOutput::kFloat));
+    } else {
+      CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), output_norm_, nullptr, bucket, config_.hidden,
+                                   config_.rms_eps, normed_.data(), compute_.get()));
+      MODULE_RETURN_IF_ERROR(
+          gemm_.Run(logits_product_, bucket, output_, normed_.data(), logits_.data()));
+    }
     CUDA_RETURN_IF_ERROR(
         Argmax(logits_.data(), bucket, config_.vocab, vocab_stride_, best_.data(), compute_.get()));
     if (config_.copy_out) {
@@ -459,6 +510,14 @@ Error Engine::RunGraph() {
 EngineProgress Engine::Poll() {
   if (!running_) return {.layers_done = layers_done_, .finished = true};
   cudaError_t status = cudaEventQuery(step_done_.get());
+  if (status == cudaErrorNotReady && group_ != nullptr) {
+    // A rank that died would keep the others waiting for ever.
+    if (Error error = group_->Health()) {
+      broken_ = std::move(error);
+      running_ = false;
+      return {.layers_done = layers_done_, .finished = true};
+    }
+  }
   if (status == cudaErrorNotReady) {
     if (!by_graph_) {
       bool registered = true;

@@ -15,10 +15,12 @@
 
 #include "engine/cuda/attention.h"
 #include "engine/cuda/error.h"
+#include "engine/cuda/few_rows.h"
 #include "engine/cuda/gemm.h"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/memory.h"
 #include "engine/cuda/module.h"
+#include "engine/cuda/nccl_group.h"
 #include "engine/cuda/page_table.h"
 
 namespace antiphon::engine::cuda {
@@ -109,6 +111,12 @@ class Engine {
   Error Capture(uint32_t bucket, DecodeGraph* out);
   Error RunAttentionAndFeedForward(uint32_t layer, uint32_t rows, const StepTables& tables,
                                    uint32_t chunks, const AttentionPlan& plan);
+  // x += w x, summed over the ranks.
+  Error AddToResidual(const Product& product, uint32_t rows, const uint16_t* w, const uint16_t* x);
+  // Few rows: one kernel of ours with the norm before and the activation behind.
+  Error MultiplyFew(const Product& product, uint32_t rows, const uint16_t* w, const uint16_t* x,
+                    const float* norm, void* y, FewRowsOutput output);
+  bool Few(const Product& product, uint32_t rows) const { return FewRowsServes(rows, product.k); }
   Error ProjectAndAppend(uint32_t layer, uint32_t rows, const StepTables& tables);
   Error LoadPrefixes(bool by_layer);
   Error LoadLayers(uint32_t first, uint32_t end);
@@ -126,6 +134,7 @@ class Engine {
   const uint32_t qkv_width_;
   const size_t page_bytes_;
   uint32_t vocab_stride_ = 0;
+  bool dependent_launch_ = false;  // the device has it
   uint32_t output_rows_max_ = 0;
 
   Stream compute_, copy_, load_;
@@ -158,7 +167,8 @@ class Engine {
   StepTables mixed_, decode_;
   std::vector<Region> regions_;
   Gemm gemm_;
-  std::map<uint32_t, DecodeGraph> graphs_;  // by bucket; gone before the streams
+  std::unique_ptr<NcclGroup> group_;        // nullptr: this engine is alone
+  std::map<uint32_t, DecodeGraph> graphs_;  // by bucket; gone before the group and the streams
 
   // The step at hand.
   std::vector<ChunkView> chunks_;

@@ -117,6 +117,10 @@ Engine::~Engine() {
 }
 
 Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), void* context) {
+  int major = 0;
+  CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, config_.device));
+  dependent_launch_ = major >= 9;
   const auto make_stream = [](Stream& stream, int priority) -> Error {
     CUDA_RETURN_IF_ERROR(
         cudaStreamCreateWithPriority(stream.address(), cudaStreamNonBlocking, priority));
@@ -139,6 +143,9 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
     MODULE_RETURN_IF_ERROR(make_event(*event));
   }
   MODULE_RETURN_IF_ERROR(gemm_.Init(compute_.get()));
+  if (config_.ranks > 0) {
+    MODULE_RETURN_IF_ERROR(NcclGroup::Join(config_.group, config_.rank, config_.ranks, &group_));
+  }
 
   const uint32_t attended = config_.heads * config_.head_dim;
   vocab_stride_ = static_cast<uint32_t>(RoundUp(config_.vocab, 8));
@@ -146,14 +153,14 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
   attention_output_ = {.n = config_.hidden,
                        .k = attended,
                        .float_output = true,
-                       .accumulate = true,
+                       .accumulate = config_.rank == 0,
                        .y_stride = config_.hidden};
   gate_up_ = {
       .n = 2 * config_.feed_forward, .k = config_.hidden, .y_stride = 2 * config_.feed_forward};
   down_ = {.n = config_.hidden,
            .k = config_.feed_forward,
            .float_output = true,
-           .accumulate = true,
+           .accumulate = config_.rank == 0,
            .y_stride = config_.hidden};
   logits_product_ = {
       .n = config_.vocab, .k = config_.hidden, .float_output = true, .y_stride = vocab_stride_};

@@ -1,4 +1,5 @@
 #include "engine/cuda/arithmetic.h"
+#include "engine/cuda/dependent_launch.cuh"
 #include "engine/cuda/kernels.h"
 
 namespace antiphon::engine::cuda {
@@ -100,6 +101,8 @@ __device__ __forceinline__ void CopyTwo(const uint16_t* from, const float* bias,
 }
 
 __global__ void RopeAndAppendKernel(RopeAppend a, Pages pages) {
+  LetNextKernelStart();
+  WaitForKernelBefore();
   const uint32_t row = blockIdx.x;
   const uint32_t dim = pages.head_dim;
   const uint32_t width = (a.heads + 2 * pages.kv_heads) * dim;
@@ -217,9 +220,10 @@ cudaError_t RmsNorm(const float* x, const float* weight, const uint32_t* index, 
   return cudaGetLastError();
 }
 
-cudaError_t RopeAndAppend(const RopeAppend& arguments, const Pages& pages, cudaStream_t stream) {
-  RopeAndAppendKernel<<<arguments.rows, kRowThreads, 0, stream>>>(arguments, pages);
-  return cudaGetLastError();
+cudaError_t RopeAndAppend(const RopeAppend& arguments, const Pages& pages, bool dependent,
+                          cudaStream_t stream) {
+  return Launch(RopeAndAppendKernel, dim3(arguments.rows), dim3(kRowThreads), 0, dependent, stream,
+                arguments, pages);
 }
 
 cudaError_t SiluMultiply(const uint16_t* gate_up, uint32_t rows, uint32_t size, uint16_t* out,

@@ -41,8 +41,10 @@ struct RopeAppend {
   uint32_t rope_dims = 0;  // a multiple of 4
   uint32_t layer = 0;
 };
-// Adds the bias, rotates q and k, and writes k and v to their pages.
-cudaError_t RopeAndAppend(const RopeAppend& arguments, const Pages& pages, cudaStream_t stream);
+// Adds the bias, rotates q and k, and writes k and v to their pages. `dependent`: see
+// dependent_launch.cuh.
+cudaError_t RopeAndAppend(const RopeAppend& arguments, const Pages& pages, bool dependent,
+                          cudaStream_t stream);
 
 // out[row][i] = silu(gate_up[row][i]) * gate_up[row][size + i]; size is a multiple of 8.
 cudaError_t SiluMultiply(const uint16_t* gate_up, uint32_t rows, uint32_t size, uint16_t* out,

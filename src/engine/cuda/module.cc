@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "engine/cuda/engine.h"
+#include "engine/cuda/nccl_group.h"
 
 namespace antiphon::engine::cuda {
 namespace {
@@ -81,6 +82,7 @@ const Module kModule = {
     .poll = [](Engine* engine) { return engine->Poll(); },
     .take = [](Engine* engine, ChunkOutput* outputs,
                ModuleError* error) { Tell(engine->Take(outputs), error); },
+    .make_group_id = [](GroupId* out, ModuleError* error) { Tell(NcclGroup::MakeId(out), error); },
     .pages_total = [](const Engine* engine) { return engine->pages_total(); },
     .adopt = [](Engine* engine, const ChunkView* chunk,
                 ModuleError* error) { Tell(engine->Adopt(*chunk), error); },

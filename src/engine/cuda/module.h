@@ -53,6 +53,11 @@ struct WeightSource {
   int (*vector)(void* context, Weight weight, uint32_t layer, float* out) = nullptr;
 };
 
+// Opaque: NCCL's unique id.
+struct GroupId {
+  char bytes[128] = {};
+};
+
 struct EngineConfig {
   int32_t device = 0;
   uint32_t layers = 0;
@@ -74,7 +79,13 @@ struct EngineConfig {
   uint32_t step_tokens_max = 0;
   uint32_t rows_max = 0;  // single rows that run as one graph
   uint64_t memory_bytes =
-      0;                 // that the engine may take of the device's; 0: nine tenths of the free
+      0;  // that the engine may take of the device's; 0: nine tenths of the free
+  // Tensor parallelism: heads, kv_heads and feed_forward are this rank's share, the blocks hold its
+  // share of K and V, and the weights are those of the share; sums of layers are taken over all
+  // ranks. 0: none. 1 goes through NCCL as well, alone.
+  uint32_t ranks = 0;
+  uint32_t rank = 0;
+  GroupId group;
   bool copy_out = true;  // off in the benchmark that measures what copying costs
 };
 
@@ -124,6 +135,7 @@ struct Module {
   // Never blocks. An error of the device ends the step: finished, and `take` tells of it.
   EngineProgress (*poll)(Engine* engine) = nullptr;
   void (*take)(Engine* engine, ChunkOutput* outputs, ModuleError* error) = nullptr;
+  void (*make_group_id)(GroupId* out, ModuleError* error) = nullptr;
   uint64_t (*pages_total)(const Engine* engine) = nullptr;
   // For benchmarks: the sequence's first `tokens` tokens count as computed, with random K and V.
   void (*adopt)(Engine* engine, const ChunkView* chunk, ModuleError* error) = nullptr;

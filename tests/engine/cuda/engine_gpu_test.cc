@@ -245,11 +245,19 @@ std::vector<uint32_t> Tokens(size_t n, uint32_t vocab, uint64_t seed) {
 }
 
 void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, bool pinned,
-               uint64_t seed) {
+               uint64_t seed, bool nccl = false) {
   const std::string name = "dim " + std::to_string(head_dim) + (bias ? ", bias" : "") +
-                           (pinned ? ", pinned" : ", pageable");
+                           (pinned ? ", pinned" : ", pageable") +
+                           (nccl ? ", NCCL with one rank" : "");
   std::printf("-- %s\n", name.c_str());
   Model model(head_dim, heads, kv_heads, bias, seed);
+  if (nccl) {
+    model.config.ranks = 1;
+    if (const Error error = NcclGroup::MakeId(&model.config.group)) {
+      std::printf("not run: %s\n", error.message.c_str());
+      return;
+    }
+  }
   const EngineConfig& config = model.config;
   std::unique_ptr<Engine> engine;
   OK(Engine::Create(config, model.Source(), nullptr, nullptr, &engine));
@@ -446,6 +454,7 @@ int Main() {
   TestModel(64, 4, 2, false, true, seed);
   TestModel(128, 4, 1, true, true, seed + 1);
   TestModel(64, 9, 3, false, false, seed + 2);
+  TestModel(64, 4, 2, false, true, seed + 5, /*nccl=*/true);
   TestEviction(seed + 3);
   TestRefusals(seed + 4);
   return Verdict();

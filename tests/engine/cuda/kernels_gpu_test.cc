@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "engine/cuda/attention.h"
+#include "engine/cuda/few_rows.h"
 #include "engine/cuda/gemm.h"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/memory.h"
@@ -156,7 +157,7 @@ void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t
                            .heads = heads,
                            .rope_dims = rope_dims,
                            .layer = 1};
-  OK(RopeAndAppend(rope, pages, stream));
+  OK(RopeAndAppend(rope, pages, false, stream));
   const auto out = FromBf16(qkv_d.Get());
   const auto memory = kv.Get();
   std::vector<double> got, want;
@@ -247,6 +248,76 @@ void TestProduct(Gemm& gemm, uint32_t rows, uint32_t n, uint32_t k, bool accumul
   ExpectClose(Distance(some, want), 1e-4,
               "product " + std::to_string(rows) + " x " + std::to_string(n) + " x " +
                   std::to_string(k) + (accumulate ? " added" : "") + (tune ? " tuned" : ""));
+}
+
+// All outputs, from a norm and from bf16 rows, one launched behind the other.
+void TestFewRows(uint32_t rows, uint32_t n, uint32_t k, bool dependent) {
+  const auto residual = Random(rows * k), norm = Random(k);
+  const auto w = ToBf16(Random(size_t{n} * k)), x = ToBf16(Random(rows * k));
+  const uint32_t stride = n + 3;
+  const auto before = Random(rows * stride);
+  OnDevice<float> residual_d(residual), norm_d(norm), added(before);
+  OnDevice<uint16_t> w_d(w), x_d(x);
+  auto bf16 = OnDevice<uint16_t>::Poisoned(rows * stride);
+  auto floats = OnDevice<float>::Poisoned(rows * stride);
+  auto silu = OnDevice<uint16_t>::Poisoned(rows * (n / 2));
+  FewRowsProduct p = {.w = w_d.data(),
+                      .n = n,
+                      .k = k,
+                      .residual = residual_d.data(),
+                      .norm = norm_d.data(),
+                      .eps = 1e-5f,
+                      .y = bf16.data(),
+                      .y_stride = stride};
+  OK(MultiplyFewRows(p, rows, dependent, stream));
+  p.y = floats.data();
+  p.output = FewRowsOutput::kFloat;
+  OK(MultiplyFewRows(p, rows, dependent, stream));
+  p.y = silu.data();
+  p.y_stride = n / 2;
+  p.output = FewRowsOutput::kSilu;
+  if (n % 2 == 0) OK(MultiplyFewRows(p, rows, dependent, stream));
+  p.x = x_d.data();
+  p.y = added.data();
+  p.y_stride = stride;
+  p.output = FewRowsOutput::kAddFloat;
+  OK(MultiplyFewRows(p, rows, dependent, stream));
+  const auto bf16_got = FromBf16(bf16.Get()), floats_got = floats.Get(), added_got = added.Get(),
+             silu_got = FromBf16(silu.Get());
+  std::vector<double> normed(rows * k), of_norm, of_x, got_bf16, got_float, got_added, want_silu;
+  for (uint32_t r = 0; r < rows; ++r) {
+    double squares = 0;
+    for (uint32_t i = 0; i < k; ++i) squares += double(residual[r * k + i]) * residual[r * k + i];
+    const double scale = 1 / std::sqrt(squares / k + 1e-5);
+    for (uint32_t i = 0; i < k; ++i) normed[r * k + i] = residual[r * k + i] * scale * norm[i];
+    std::vector<double> row(n);
+    for (uint32_t o = 0; o < n; ++o) {
+      double a = 0, b = before[r * stride + o];
+      for (uint32_t i = 0; i < k; ++i) {
+        const double weight = FromBf16(w[size_t{o} * k + i]);
+        a += weight * normed[r * k + i];
+        b += weight * FromBf16(x[r * k + i]);
+      }
+      row[o] = a;
+      of_norm.push_back(a);
+      of_x.push_back(b);
+      got_bf16.push_back(bf16_got[r * stride + o]);
+      got_float.push_back(floats_got[r * stride + o]);
+      got_added.push_back(added_got[r * stride + o]);
+    }
+    for (uint32_t i = 0; i < n / 2 && n % 2 == 0; ++i) {
+      want_silu.push_back(row[i] / (1 + std::exp(-row[i])) * row[n / 2 + i]);
+    }
+    for (uint32_t o = n; o < stride; ++o) {
+      Expect(std::isnan(floats_got[r * stride + o]), "nothing is written behind a row");
+    }
+  }
+  const std::string name = std::to_string(rows) + " rows x " + std::to_string(n) + " x " +
+                           std::to_string(k) + (dependent ? " dependent" : "");
+  ExpectClose(Distance(got_float, of_norm), 3e-3, name + ", normed, float");
+  ExpectClose(Distance(got_bf16, of_norm), 5e-3, name + ", normed, bf16");
+  ExpectClose(Distance(got_added, of_x), 1e-5, name + ", added");
+  if (n % 2 == 0) ExpectClose(Distance(silu_got, want_silu), 8e-3, name + ", silu");
 }
 
 struct Context {
@@ -376,6 +447,14 @@ int Main() {
     }
   }
   TestProduct(gemm, 4, 49153, 576, false, true);  // an odd vocabulary
+  for (uint32_t rows : {1u, 2u}) {
+    for (bool dependent : {false, true}) {
+      TestFewRows(rows, 960, 576, dependent);
+      TestFewRows(rows, 257, 1536, dependent);
+      TestFewRows(rows, 34, 4096, dependent);
+    }
+  }
+  TestFewRows(2, 64, 14336, true);
   for (const auto& [dim, heads, kv_heads] : {std::tuple(64u, 9u, 3u), std::tuple(128u, 32u, 8u),
                                              std::tuple(128u, 28u, 4u), std::tuple(64u, 4u, 4u)}) {
     TestAttention(dim, heads, kv_heads, {{1, 1}}, false);
