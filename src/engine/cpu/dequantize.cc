@@ -4,13 +4,12 @@
 #include <cstring>
 
 #include "common/status_macros.h"
+#include "engine/cpu/gguf_blocks.h"
 
 namespace antiphon::engine::cpu {
 namespace {
 
 using model::TensorType;
-
-constexpr size_t kSuperBlock = 256;
 
 uint16_t Load16(const uint8_t* p) {
   uint16_t v;
@@ -59,88 +58,57 @@ void DequantizeQ4_1(const uint8_t* p, size_t n, float* out) {
   }
 }
 
-// The fifth bits of a Q5_0 or Q5_1 block.
-uint32_t HighBits(const uint8_t* p) {
-  uint32_t bits;
-  std::memcpy(&bits, p, 4);
-  return bits;
-}
-
 void DequantizeQ5_0(const uint8_t* p, size_t n, float* out) {
+  uint8_t values[kGgufBlock];
   for (size_t b = 0; b < n; b += 32, p += 22, out += 32) {
     const float d = LoadHalf(p);
-    const uint32_t high = HighBits(p + 2);
-    for (int i = 0; i < 16; ++i) {
-      const int low_value = (p[6 + i] & 15) | static_cast<int>((high >> i) & 1) << 4;
-      const int high_value = (p[6 + i] >> 4) | static_cast<int>((high >> (i + 16)) & 1) << 4;
-      out[i] = static_cast<float>(low_value - 16) * d;
-      out[16 + i] = static_cast<float>(high_value - 16) * d;
-    }
+    ReadQ5Block(p + 2, values);
+    for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(values[i] - 16) * d;
   }
 }
 
 void DequantizeQ5_1(const uint8_t* p, size_t n, float* out) {
+  uint8_t values[kGgufBlock];
   for (size_t b = 0; b < n; b += 32, p += 24, out += 32) {
     const float d = LoadHalf(p), m = LoadHalf(p + 2);
-    const uint32_t high = HighBits(p + 4);
-    for (int i = 0; i < 16; ++i) {
-      const int low_value = (p[8 + i] & 15) | static_cast<int>((high >> i) & 1) << 4;
-      const int high_value = (p[8 + i] >> 4) | static_cast<int>((high >> (i + 16)) & 1) << 4;
-      out[i] = static_cast<float>(low_value) * d + m;
-      out[16 + i] = static_cast<float>(high_value) * d + m;
-    }
+    ReadQ5Block(p + 4, values);
+    for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(values[i]) * d + m;
   }
 }
 
-// Scale and minimum of sub-block `j` from the 12 bytes that Q4_K and Q5_K share.
-void ScaleAndMin(const uint8_t* q, int j, int& scale, int& minimum) {
-  if (j < 4) {
-    scale = q[j] & 63;
-    minimum = q[j + 4] & 63;
-  } else {
-    scale = (q[j + 4] & 15) | (q[j - 4] >> 6) << 4;
-    minimum = (q[j + 4] >> 4) | (q[j] >> 6) << 4;
-  }
-}
-
-// Q4_K when `high` is null; else Q5_K, whose bit j of high[i] is the fifth bit.
-void DequantizeK45(const uint8_t* p, const uint8_t* high, const uint8_t* quants, float* out) {
-  const float d = LoadHalf(p), dmin = LoadHalf(p + 2);
-  for (int j = 0; j < 8; ++j, out += 32) {
-    int scale, minimum;
-    ScaleAndMin(p + 4, j, scale, minimum);
-    const float step = d * static_cast<float>(scale), offset = dmin * static_cast<float>(minimum);
-    const uint8_t* q = quants + 32 * (j / 2);
-    for (int i = 0; i < 32; ++i) {
-      int value = j % 2 == 0 ? q[i] & 15 : q[i] >> 4;
-      if (high != nullptr) value |= ((high[i] >> j) & 1) << 4;
-      out[i] = step * static_cast<float>(value) - offset;
+// Q4_K and Q5_K: `bytes` and `read` a super-block's.
+void DequantizeK45(const uint8_t* p, size_t n, size_t bytes,
+                   void (*read)(const uint8_t*, int, uint8_t*), float* out) {
+  uint8_t values[kGgufBlock];
+  for (size_t b = 0; b < n; b += kGgufSuperBlock, p += bytes) {
+    const float d = LoadHalf(p), dmin = LoadHalf(p + 2);
+    for (int j = 0; j < 8; ++j, out += kGgufBlock) {
+      const auto [scale, minimum] = ReadScaleAndMinimum(p, j);
+      const float step = d * static_cast<float>(scale), offset = dmin * static_cast<float>(minimum);
+      read(p, j, values);
+      for (int i = 0; i < kGgufBlock; ++i) out[i] = step * static_cast<float>(values[i]) - offset;
     }
   }
 }
 
 void DequantizeQ4_K(const uint8_t* p, size_t n, float* out) {
-  for (size_t b = 0; b < n; b += kSuperBlock, p += 144, out += kSuperBlock) {
-    DequantizeK45(p, nullptr, p + 16, out);
-  }
+  DequantizeK45(p, n, kQ4KBytes, ReadQ4KBlock, out);
 }
 
 void DequantizeQ5_K(const uint8_t* p, size_t n, float* out) {
-  for (size_t b = 0; b < n; b += kSuperBlock, p += 176, out += kSuperBlock) {
-    DequantizeK45(p, p + 16, p + 48, out);
-  }
+  DequantizeK45(p, n, kQ5KBytes, ReadQ5KBlock, out);
 }
 
 void DequantizeQ6_K(const uint8_t* p, size_t n, float* out) {
-  for (size_t b = 0; b < n; b += kSuperBlock, p += 210, out += kSuperBlock) {
-    const float d = LoadHalf(p + 208);
-    for (int i = 0; i < 256; ++i) {
-      const int half = i / 128, within = i % 128, quarter = within / 32, lane = within % 32;
-      const uint8_t low = p[64 * half + lane + 32 * (quarter % 2)];
-      const uint8_t high = p[128 + 32 * half + lane];
-      const int value = (quarter < 2 ? low & 15 : low >> 4) | ((high >> (2 * quarter)) & 3) << 4;
-      const int8_t scale = static_cast<int8_t>(p[192 + i / 16]);
-      out[i] = d * static_cast<float>(scale) * static_cast<float>(value - 32);
+  uint8_t values[kGgufBlock];
+  for (size_t b = 0; b < n; b += kGgufSuperBlock, p += kQ6KBytes) {
+    const float d = LoadHalf(p + kQ6KSuperScale);
+    for (int j = 0; j < 8; ++j, out += kGgufBlock) {
+      ReadQ6KBlock(p, j, values);
+      for (int i = 0; i < kGgufBlock; ++i) {
+        const int8_t scale = static_cast<int8_t>(p[kQ6KScales + 2 * j + i / 16]);
+        out[i] = d * static_cast<float>(scale) * static_cast<float>(values[i] - 32);
+      }
     }
   }
 }
