@@ -22,13 +22,35 @@ namespace {
 using model::TensorType;
 
 const TensorType kTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorType::kBF16,
-                             TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_1};
+                             TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_1,
+                             TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ4_K,
+                             TensorType::kQ5_K, TensorType::kQ6_K};
+
+size_t BlockOf(TensorType type) { return model::TraitsOf(type).block_elements; }
+
+// At least `n` columns, in whole blocks.
+size_t ColumnsOf(TensorType type, size_t n) {
+  return (n + BlockOf(type) - 1) / BlockOf(type) * BlockOf(type);
+}
+
+std::vector<TensorType> QuantisedTypes() {
+  std::vector<TensorType> types;
+  for (TensorType type : kTypes) {
+    if (BlockOf(type) > 1) types.push_back(type);
+  }
+  return types;
+}
 
 // A packed matrix of `rows` x `columns` and its values.
 struct PackedMatrix {
-  PackedMatrix(TensorType tensor_type, size_t rows, size_t columns, TestRandom& random)
-      : type(*PackedTypeOf(tensor_type)), groups(static_cast<int>((rows + 15) / 16)) {
-    const std::string bytes = RandomTensor(tensor_type, rows * columns, 0.1f, random);
+  PackedMatrix(TensorType tensor_type, size_t rows_out, size_t columns_in, TestRandom& random)
+      : PackedMatrix(tensor_type, rows_out, columns_in,
+                     RandomTensor(tensor_type, rows_out * columns_in, 0.1f, random)) {}
+  PackedMatrix(TensorType tensor_type, size_t rows_out, size_t columns_in, const std::string& bytes)
+      : type(PackedTypeOf(tensor_type).value()),
+        rows(rows_out),
+        columns(columns_in),
+        groups(static_cast<int>((rows + 15) / 16)) {
     const std::byte* data = reinterpret_cast<const std::byte*>(bytes.data());
     const size_t row_bytes = bytes.size() / rows;
     values.resize(rows * columns);
@@ -44,6 +66,7 @@ struct PackedMatrix {
     }
   }
   PackedType type;
+  size_t rows, columns;
   int groups;
   std::vector<std::byte> packed;
   std::vector<float> values;
@@ -61,17 +84,35 @@ std::vector<std::byte> QuantiseAll(const Kernels& kernels, const std::vector<flo
   return tiles;
 }
 
+// What the quantised tiles stand for.
+std::vector<float> DequantiseAll(const std::vector<std::byte>& tiles, size_t rows, size_t columns) {
+  std::vector<float> x(rows * columns);
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t tile = row / kRowTile, within = row % kRowTile;
+    const size_t tile_rows = std::min<size_t>(kRowTile, rows - tile * kRowTile);
+    for (size_t c = 0; c < columns; ++c) {
+      const std::byte* block = tiles.data() + tile * QuantTileBytes(kRowTile, columns) +
+                               c / 32 * tile_rows * kQuantRowBlockBytes;
+      float scale;
+      std::memcpy(&scale, block + tile_rows * 32 + within * 4, 4);
+      x[row * columns + c] =
+          scale * static_cast<float>(static_cast<int8_t>(block[within * 32 + c % 32]));
+    }
+  }
+  return x;
+}
+
 std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
-                            const std::vector<float>& x, size_t rows, size_t columns, bool add) {
-  const std::vector<std::byte> tiles = QuantiseAll(kernels, x, rows, columns);
+                            const std::vector<float>& x, const std::vector<std::byte>& tiles,
+                            size_t rows, bool add) {
   const size_t stride = static_cast<size_t>(w.groups) * 16;
   std::vector<float> out(rows * stride, add ? 2.0f : -1.0f);
   MatMul m;
   m.weights = w.packed.data();
-  m.columns = columns;
+  m.columns = w.columns;
   m.groups = w.groups;
   m.x = x.data();
-  m.x_stride = columns;
+  m.x_stride = w.columns;
   m.x_quant = tiles.data();
   m.rows = static_cast<int>(rows);
   m.out = out.data();
@@ -81,79 +122,184 @@ std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
   return out;
 }
 
-TEST(KernelsTest, ProductsAreCloseToDoubleAndEqualOnEveryInstructionSet) {
-  TestRandom random(1);
-  constexpr size_t kColumns = 160, kRowsOut = 70;
+std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
+                            const std::vector<float>& x, size_t rows, bool add) {
+  return Multiply(kernels, w, x, QuantiseAll(kernels, x, rows, w.columns), rows, add);
+}
+
+// The same in double precision, without padding: [row][w.rows].
+std::vector<double> MultiplyExactly(const PackedMatrix& w, const std::vector<float>& x,
+                                    size_t rows) {
+  std::vector<double> out(rows * w.rows);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t o = 0; o < w.rows; ++o) {
+      for (size_t c = 0; c < w.columns; ++c) {
+        out[r * w.rows + o] += double{x[r * w.columns + c]} * double{w.values[o * w.columns + c]};
+      }
+    }
+  }
+  return out;
+}
+
+// Root mean square of the difference over that of `exact`.
+double RelativeError(const PackedMatrix& w, const std::vector<float>& got,
+                     const std::vector<double>& exact) {
+  const size_t stride = static_cast<size_t>(w.groups) * 16;
+  double error = 0, size = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double difference = double{got[i / w.rows * stride + i % w.rows]} - exact[i];
+    error += difference * difference;
+    size += exact[i] * exact[i];
+  }
+  return std::sqrt(error / size);
+}
+
+TEST(KernelsTest, EveryFormatIsPackedAndHardlyGrows) {
   for (TensorType type : kTypes) {
     SCOPED_TRACE(model::TensorTypeName(type));
-    const PackedMatrix w(type, kRowsOut, kColumns, random);
-    for (size_t rows : {1, 2, 3, 5, 16, 17, 37}) {
+    const auto packed = PackedTypeOf(type);
+    ASSERT_TRUE(packed.has_value());
+    const model::TypeTraits traits = model::TraitsOf(type);
+    const double in_file = 16.0 * 1024 / static_cast<double>(traits.block_elements) *
+                           static_cast<double>(traits.block_bytes);
+    EXPECT_LE(static_cast<double>(PackedGroupBytes(*packed, 1024)), 1.03 * in_file);
+  }
+}
+
+TEST(KernelsTest, ProductsAreCloseToDoubleAndEqualOnEveryInstructionSet) {
+  TestRandom random(1);
+  for (TensorType type : kTypes) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const PackedMatrix w(type, 70, ColumnsOf(type, 160), random);
+    for (size_t rows = 1; rows <= 33; ++rows) {
       SCOPED_TRACE(rows);
-      const std::vector<float> x = random.Normals(rows * kColumns);
-      const std::vector<float> want = Multiply(ScalarKernels(), w, x, rows, kColumns, false);
-      const double tolerance = UsesQuantisedActivations(w.type) ? 0.03 : 2e-6;
-      double error = 0, size = 0;
+      const std::vector<float> x = random.Normals(rows * w.columns);
+      const std::vector<float> want = Multiply(ScalarKernels(), w, x, rows, false);
+      const double tolerance = UsesQuantisedActivations(w.type) ? 0.01 : 2e-6;
+      EXPECT_LE(RelativeError(w, want, MultiplyExactly(w, x, rows)), tolerance);
       for (size_t r = 0; r < rows; ++r) {
-        for (size_t o = 0; o < kRowsOut; ++o) {
-          double sum = 0;
-          for (size_t c = 0; c < kColumns; ++c) {
-            sum += double{x[r * kColumns + c]} * double{w.values[o * kColumns + c]};
-          }
-          const double difference = double{want[r * 80 + o]} - sum;
-          error += difference * difference;
-          size += sum * sum;
-        }
-        for (size_t o = kRowsOut; o < 80; ++o) EXPECT_EQ(want[r * 80 + o], 0) << "padding";
+        for (size_t o = 70; o < 80; ++o) EXPECT_EQ(want[r * 80 + o], 0) << "padding";
       }
-      EXPECT_LE(std::sqrt(error / size), tolerance);
+      const std::vector<float> added = Multiply(ScalarKernels(), w, x, rows, true);
       for (const Kernels* kernels : GrantedKernels()) {
-        EXPECT_EQ(Multiply(*kernels, w, x, rows, kColumns, false), want) << kernels->name;
-        EXPECT_EQ(Multiply(*kernels, w, x, rows, kColumns, true),
-                  Multiply(ScalarKernels(), w, x, rows, kColumns, true))
-            << kernels->name;
+        EXPECT_EQ(Multiply(*kernels, w, x, rows, false), want) << kernels->name;
+        EXPECT_EQ(Multiply(*kernels, w, x, rows, true), added) << kernels->name;
       }
+    }
+  }
+}
+
+// Of the integer formats, only the rounding of the activations is not float rounding.
+TEST(KernelsTest, IntegerProductsAreThoseOfTheDequantisedNumbers) {
+  TestRandom random(8);
+  for (TensorType type : QuantisedTypes()) {
+    for (size_t blocks : {1, 2, 5}) {
+      for (size_t rows_out : {1, 17, 32}) {
+        const size_t rows = rows_out == 1 ? 33 : 3;
+        const PackedMatrix w(type, rows_out, blocks * BlockOf(type), random);
+        const std::vector<float> x = random.Normals(rows * w.columns);
+        const std::vector<std::byte> tiles = QuantiseAll(ScalarKernels(), x, rows, w.columns);
+        const std::vector<float> rounded = DequantiseAll(tiles, rows, w.columns);
+        EXPECT_LE(RelativeError(w, Multiply(ScalarKernels(), w, x, tiles, rows, false),
+                                MultiplyExactly(w, rounded, rows)),
+                  1e-6)
+            << model::TensorTypeName(type) << " " << blocks << " blocks, " << rows_out << " rows";
+      }
+    }
+  }
+}
+
+TEST(KernelsTest, TwoQuantisedRowsMultiplyAtSixteenBits) {
+  TestRandom random(9);
+  for (TensorType type : QuantisedTypes()) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const PackedMatrix w(type, 32, ColumnsOf(type, 160), random);
+    const std::vector<float> x = random.Normals(w.columns);
+    std::vector<std::byte> tile(QuantTileBytes(2, w.columns));
+    ScalarKernels().quantize_row_fine(x.data(), w.columns, 0, 2, tile.data());
+    const std::vector<float> halves = Multiply(ScalarKernels(), w, x, tile, 2, false);
+    std::vector<float> sum(32);
+    for (size_t o = 0; o < 32; ++o) sum[o] = halves[o] + halves[32 + o];
+    EXPECT_LE(RelativeError(w, sum, MultiplyExactly(w, x, 1)), 1e-4);
+    for (const Kernels* kernels : GrantedKernels()) {
+      EXPECT_EQ(Multiply(*kernels, w, x, tile, 2, false), halves) << kernels->name;
     }
   }
 }
 
 TEST(KernelsTest, ARowsProductDoesNotDependOnItsNeighbours) {
   TestRandom random(2);
-  constexpr size_t kColumns = 96, kRows = 21;
-  const std::vector<float> x = random.Normals(kRows * kColumns);
+  constexpr size_t kRows = 21;
   for (TensorType type : kTypes) {
-    const PackedMatrix w(type, 64, kColumns, random);
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const PackedMatrix w(type, 64, ColumnsOf(type, 96), random);
+    const std::vector<float> x = random.Normals(kRows * w.columns);
     for (const Kernels* kernels : GrantedKernels()) {
-      const std::vector<float> all = Multiply(*kernels, w, x, kRows, kColumns, false);
+      const std::vector<float> all = Multiply(*kernels, w, x, kRows, false);
       for (size_t row = 0; row < kRows; ++row) {
-        const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(row * kColumns),
-                                     x.begin() + static_cast<ptrdiff_t>((row + 1) * kColumns));
-        const std::vector<float> alone = Multiply(*kernels, w, one, 1, kColumns, false);
+        const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(row * w.columns),
+                                     x.begin() + static_cast<ptrdiff_t>((row + 1) * w.columns));
+        const std::vector<float> alone = Multiply(*kernels, w, one, 1, false);
         EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &all[row * 64])) << kernels->name;
       }
     }
   }
 }
 
+// Sixteen rows of one block each, whose bytes are all `fill` but for the f16 numbers and, of Q6_K,
+// the scales of its sixteenths.
+std::string FilledTensor(TensorType type, uint8_t fill, uint8_t sub_scale) {
+  const model::TypeTraits traits = model::TraitsOf(type);
+  std::string bytes(16 * traits.block_bytes, static_cast<char>(fill));
+  const bool minima = type == TensorType::kQ4_1 || type == TensorType::kQ5_1 ||
+                      type == TensorType::kQ4_K || type == TensorType::kQ5_K;
+  const auto put = [&](size_t at, uint16_t half) { std::memcpy(&bytes[at], &half, 2); };
+  for (size_t row = 0; row < 16; ++row) {
+    const size_t at = row * traits.block_bytes;
+    put(type == TensorType::kQ6_K ? at + 208 : at, 0x3c00);  // 1
+    if (minima) put(at + 2, 0x3800);                         // 0.5
+    if (type != TensorType::kQ6_K) continue;
+    std::fill_n(bytes.begin() + static_cast<ptrdiff_t>(at) + 192, 16, static_cast<char>(sub_scale));
+  }
+  return bytes;
+}
+
 TEST(KernelsTest, ExtremeQuantisedValuesDoNotOverflow) {
-  // The lowest weight against full-scale activations of either sign, in every lane.
-  constexpr size_t kColumns = 32;
-  for (float sign : {1.0f, -1.0f}) {
-    const std::vector<float> x(kColumns, sign * 1000.0f);
-    for (TensorType type : {TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_1}) {
-      TestRandom random(3);
-      PackedMatrix w(type, 16, kColumns, random);
-      const size_t head = type == TensorType::kQ4_1 ? 64 : 32;
-      for (int fill : {0x00, 0xff}) {
-        std::fill(w.packed.begin() + static_cast<ptrdiff_t>(head), w.packed.end(),
-                  static_cast<std::byte>(fill));
-        const std::vector<float> want = Multiply(ScalarKernels(), w, x, 1, kColumns, false);
-        for (const Kernels* kernels : GrantedKernels()) {
-          EXPECT_EQ(Multiply(*kernels, w, x, 1, kColumns, false), want)
-              << kernels->name << " " << model::TensorTypeName(type) << " " << fill;
+  // The lowest and the highest weights against full-scale activations of either sign, or of one in
+  // each half of a block, in every lane.
+  for (TensorType type : QuantisedTypes()) {
+    for (int fill : {0x00, 0xff, 0x80, 0x7f}) {
+      for (int sub_scale : {0x80, 0x7f}) {
+        const PackedMatrix w(
+            type, 16, BlockOf(type),
+            FilledTensor(type, static_cast<uint8_t>(fill), static_cast<uint8_t>(sub_scale)));
+        for (float first : {1000.0f, -1000.0f}) {
+          for (float second : {1000.0f, -1000.0f}) {
+            SCOPED_TRACE(std::string(model::TensorTypeName(type)) + " " + std::to_string(fill) +
+                         " " + std::to_string(sub_scale) + " " + std::to_string(first) + " " +
+                         std::to_string(second));
+            std::vector<float> x(w.columns);
+            for (size_t c = 0; c < w.columns; ++c) x[c] = c % 32 < 16 ? first : second;
+            const std::vector<float> want = Multiply(ScalarKernels(), w, x, 1, false);
+            const std::vector<double> exact = MultiplyExactly(w, x, 1);
+            for (size_t o = 0; o < 16; ++o) {
+              EXPECT_NEAR(want[o], exact[o], std::abs(exact[o]) * 1e-6 + 0.5);
+            }
+            for (const Kernels* kernels : GrantedKernels()) {
+              EXPECT_EQ(Multiply(*kernels, w, x, 1, false), want) << kernels->name;
+            }
+          }
         }
       }
     }
   }
+}
+
+TEST(KernelsDeathTest, RowsOfTheKFormatsAreWholeSuperBlocks) {
+  const std::byte* rows[16] = {};
+  std::vector<std::byte> out(16 * 1024);
+  EXPECT_DEATH(PackGroup(PackedTypeOf(TensorType::kQ4_K).value(), rows, 160, out.data()),
+               "columns % kSuperBlock == 0");
 }
 
 TEST(KernelsTest, QuantisedTilesAreEqualOnEveryInstructionSet) {

@@ -39,9 +39,10 @@ class CpuRunner final : public ModelRunner {
     return fmt::format("halves dims={} base={} scale={} freqs={}", s.rope_dims, s.rope_base,
                        s.rope_scale, s.has_rope_freqs ? "file" : "none");
   }
-  // Every instruction set computes the same bits, so none is named.
+  // Every instruction set computes the same bits, so none is named. Before 2, Q5 and K formats were
+  // multiplied with float activations.
   std::string kernel_class() const override {
-    return activations_ == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-1";
+    return activations_ == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-2";
   }
 
   absl::Status Submit(Step step) override {

@@ -112,6 +112,7 @@ struct QuantSlot {
   float* scale;
   float* sum;
   int32_t* offset;
+  int32_t* half;
 };
 inline QuantSlot SlotOf(std::byte* tile, size_t block, int row, int tile_rows) {
   const size_t rows = static_cast<size_t>(tile_rows);
@@ -120,7 +121,8 @@ inline QuantSlot SlotOf(std::byte* tile, size_t block, int row, int tile_rows) {
   return {reinterpret_cast<int8_t*>(base) + static_cast<size_t>(row) * kQuantBlock,
           reinterpret_cast<float*>(numbers) + row,
           reinterpret_cast<float*>(numbers + 4 * rows) + row,
-          reinterpret_cast<int32_t*>(numbers + 8 * rows) + row};
+          reinterpret_cast<int32_t*>(numbers + 8 * rows) + row,
+          reinterpret_cast<int32_t*>(numbers + 12 * rows) + row};
 }
 
 void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::byte* tile) {
@@ -130,12 +132,13 @@ void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::by
     const float peak = MaxOf(Max(Abs(a), Abs(b)));
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
     const QuantSlot slot = SlotOf(tile, block, row, tile_rows);
-    const int32_t sum = StoreInt8(slot.values, Mul(a, Splat(inverse))) +
-                        StoreInt8(slot.values + 16, Mul(b, Splat(inverse)));
+    const int32_t half = StoreInt8(slot.values, Mul(a, Splat(inverse)));
+    const int32_t sum = half + StoreInt8(slot.values + 16, Mul(b, Splat(inverse)));
     const float scale = peak * (1.0f / 127.0f);
     *slot.scale = scale;
     *slot.sum = scale * static_cast<float>(sum);
     *slot.offset = -128 * sum;
+    *slot.half = -32 * half;
   }
 }
 
@@ -156,6 +159,9 @@ void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std
       const F rest = Mul(Sub(scaled, rounded), Splat(256.0f));
       coarse_sum += StoreInt8(coarse.values + 16 * half, rounded);
       fine_sum += StoreInt8(fine.values + 16 * half, Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
+      if (half > 0) continue;
+      *coarse.half = -32 * coarse_sum;
+      *fine.half = -32 * fine_sum;
     }
     const float scale = peak * (1.0f / 127.0f);
     *coarse.scale = scale;
@@ -261,13 +267,24 @@ double SumExp(const float* x, size_t n, float shift) {
 namespace antiphon::engine::cpu {
 namespace {
 
-// Fills what does not depend on the integer kernels.
-constexpr Kernels FloatKernels(const char* name) {
+// Each kernels_*.cc has one for the integer formats.
+template <PackedType kType>
+void QuantMatMul(const MatMul& m);
+
+constexpr Kernels MakeTable(const char* name) {
   Kernels k{};
   k.name = name;
   k.matmul[static_cast<int>(PackedType::kF32)] = FloatMatMul<F32Weights>;
   k.matmul[static_cast<int>(PackedType::kF16)] = FloatMatMul<F16Weights>;
   k.matmul[static_cast<int>(PackedType::kBf16)] = FloatMatMul<Bf16Weights>;
+  k.matmul[static_cast<int>(PackedType::kQ8_0)] = QuantMatMul<PackedType::kQ8_0>;
+  k.matmul[static_cast<int>(PackedType::kQ4_0)] = QuantMatMul<PackedType::kQ4_0>;
+  k.matmul[static_cast<int>(PackedType::kQ4_1)] = QuantMatMul<PackedType::kQ4_1>;
+  k.matmul[static_cast<int>(PackedType::kQ5_0)] = QuantMatMul<PackedType::kQ5_0>;
+  k.matmul[static_cast<int>(PackedType::kQ5_1)] = QuantMatMul<PackedType::kQ5_1>;
+  k.matmul[static_cast<int>(PackedType::kQ4_K)] = QuantMatMul<PackedType::kQ4_K>;
+  k.matmul[static_cast<int>(PackedType::kQ5_K)] = QuantMatMul<PackedType::kQ5_K>;
+  k.matmul[static_cast<int>(PackedType::kQ6_K)] = QuantMatMul<PackedType::kQ6_K>;
   k.quantize_row = QuantizeRow;
   k.quantize_row_fine = QuantizeRowFine;
   k.rms_norm = RmsNorm;

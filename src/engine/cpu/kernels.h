@@ -2,9 +2,10 @@
 //
 // Every table gives the same bits. Reductions run over 16 virtual lanes in one fixed order,
 // products of quantised formats are summed as integers inside a block of 32 and the blocks are
-// added in ascending order with fused multiply-adds, whatever the width of a register or the shape
-// of a tile. So a row's result depends on the row alone: not on its neighbours, the chunk, the
-// thread count or the machine.
+// added in ascending order with fused multiply-adds (in the K formats to a super-block's sum, and
+// the super-blocks in ascending order), whatever the width of a register or the shape of a tile. So
+// a row's result depends on the row alone: not on its neighbours, the chunk, the thread count or
+// the machine.
 //
 // This header is included by files compiled for instruction sets that the machine may not have: it
 // must stay free of anything that emits inline functions.
@@ -18,6 +19,7 @@ namespace antiphon::engine::cpu {
 
 inline constexpr int kGroupRows = 16;      // output rows that share a packed group
 inline constexpr int kQuantBlock = 32;     // elements that share an activation scale
+inline constexpr int kSuperBlock = 256;    // elements that share a scale in the K formats
 inline constexpr int kRowTile = 16;        // activation rows that share a quantised tile
 inline constexpr int kAttentionTile = 64;  // tokens of one softmax tile, counted from position 0
 
@@ -25,37 +27,93 @@ inline constexpr int kAttentionTile = 64;  // tokens of one softmax tile, counte
 // belongs to row r.
 //   kF32, kF16, kBf16: [column][16].
 //   kQ8_0: for each block of 32 columns: 16 f16 scales; 8 x [16 rows][4 columns] of u8 (value +
-//   128). kQ4_0: 16 f16 scales; 4 x [16 rows][4 bytes]: byte c of step i holds column 4i + c in its
-//   low
-//          nibble and column 16 + 4i + c in its high nibble (value + 8).
+//   128).
+//   kQ4_0: 16 f16 scales; 4 x [16 rows][4 bytes]: byte c of step i holds column 4i + c in its low
+//   nibble and column 16 + 4i + c in its high nibble (value + 8).
 //   kQ4_1: as kQ4_0 with 16 f16 minima after the scales and values from 0 to 15.
-enum class PackedType : uint8_t { kF32, kF16, kBf16, kQ8_0, kQ4_0, kQ4_1 };
-inline constexpr int kPackedTypes = 6;
+//   kQ5_0, kQ5_1: as kQ4_0 (value + 16) and kQ4_1 (values from 0 to 31), and before the nibbles
+//   [16 rows][4 bytes]: bit i of byte c is the fifth bit of column 4i + c.
+//   kQ4_K, kQ5_K: for each super-block of 256 columns: 16 f16 scales d; 16 f16 minima m; 8 blocks
+//   of 32 columns: 16 u8 scales s; 16 u8 minima z (0 to 63); values from 0 to 15 or 31 as in kQ4_0
+//   and kQ5_1. 4.625 and 5.625 bits a weight, to the file's 4.5 and 5.5: s and z have a byte
+//   instead of six bits.
+//   kQ6_K: for each super-block: 16 f16 scales d; 8 blocks: 16 int8 scales s of its first 16
+//   columns; 16 of the others; 2 x [16 rows][4 bytes]: the bits 2f and 2f + 1 of byte c in half h
+//   are the fifth and sixth of column 16h + 4f + c; nibbles as in kQ4_0 (value + 32). 6.5625 bits a
+//   weight, the file's.
+enum class PackedType : uint8_t {
+  kF32,
+  kF16,
+  kBf16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K
+};
+inline constexpr int kPackedTypes = 11;
 
 constexpr bool UsesQuantisedActivations(PackedType type) { return type >= PackedType::kQ8_0; }
 
-// Bytes of one group of 16 rows.
-constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
+// What the integer formats differ in. With S the integer sum of a block's products, a its
+// activations' scale and A the scale times their sum, a row's result grows
+//   in a format without super-blocks by a * S * scale, then by minimum * A;
+//   in one with them by d * sum(s * S * a), then, if it has minima, by -m * sum(z * A).
+// Of kQ6_K s * S is s0 * S0 + s1 * S1, of the halves of the block. It stays below 2^24: a float
+// holds it, and all that leads to it, exactly, so it may be computed in either kind of number.
+struct QuantFormat {
+  int bits;                // of a value
+  bool minima;             // else values have an offset: half of their range
+  size_t super_bytes = 0;  // f16 numbers ahead of a super-block; 0: there are none
+  size_t head_bytes = 0;   // numbers ahead of a block
+  size_t high_bytes = 0;   // of a block: bits past the nibbles
+  size_t value_bytes = 256;
+};
+constexpr QuantFormat FormatOf(PackedType type) {
   switch (type) {
     case PackedType::kF32:
-      return columns * 64;
     case PackedType::kF16:
     case PackedType::kBf16:
-      return columns * 32;
+      break;
     case PackedType::kQ8_0:
-      return columns / 32 * (32 + 512);
+      return {.bits = 8, .minima = false, .head_bytes = 32, .value_bytes = 512};
     case PackedType::kQ4_0:
-      return columns / 32 * (32 + 256);
+      return {.bits = 4, .minima = false, .head_bytes = 32};
     case PackedType::kQ4_1:
-      return columns / 32 * (64 + 256);
+      return {.bits = 4, .minima = true, .head_bytes = 64};
+    case PackedType::kQ5_0:
+      return {.bits = 5, .minima = false, .head_bytes = 32, .high_bytes = 64};
+    case PackedType::kQ5_1:
+      return {.bits = 5, .minima = true, .head_bytes = 64, .high_bytes = 64};
+    case PackedType::kQ4_K:
+      return {.bits = 4, .minima = true, .super_bytes = 64, .head_bytes = 32};
+    case PackedType::kQ5_K:
+      return {.bits = 5, .minima = true, .super_bytes = 64, .head_bytes = 32, .high_bytes = 64};
+    case PackedType::kQ6_K:
+      return {.bits = 6, .minima = false, .super_bytes = 32, .head_bytes = 32, .high_bytes = 128};
   }
-  return 0;
+  return {.bits = 0, .minima = false, .value_bytes = 0};
+}
+constexpr size_t BlockBytes(QuantFormat format) {
+  return format.head_bytes + format.high_bytes + format.value_bytes;
+}
+
+// Bytes of one group of 16 rows. The K formats need whole super-blocks.
+constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
+  if (type == PackedType::kF32) return columns * 64;
+  if (!UsesQuantisedActivations(type)) return columns * 32;
+  const QuantFormat format = FormatOf(type);
+  return columns / kSuperBlock * format.super_bytes + columns / kQuantBlock * BlockBytes(format);
 }
 
 // Quantised activations: tiles of up to 16 rows. For each block of 32 columns, with R rows in the
 // tile: int8 values[R][32]; float scales[R]; float sums[R] (scale times the sum of the values);
-// int32 offsets[R] (-128 times the sum of the values).
-inline constexpr size_t kQuantRowBlockBytes = 32 + 4 + 4 + 4;
+// int32 offsets[R] (-128 times the sum of the values); int32 halves[R] (-32 times the sum of the
+// first 16 values).
+inline constexpr size_t kQuantRowBlockBytes = 32 + 4 + 4 + 4 + 4;
 constexpr size_t QuantTileBytes(size_t rows, size_t columns) {
   return rows * (columns / 32) * kQuantRowBlockBytes;
 }

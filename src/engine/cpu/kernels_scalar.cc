@@ -15,46 +15,116 @@ inline uint16_t HalfAt(const std::byte* p, int lane) {
 
 // Value of row `lane`, column `k` of a block, without its offset.
 template <PackedType kType>
-inline int QuantAt(const std::byte* quants, int lane, int k) {
-  if constexpr (kType == PackedType::kQ8_0) {
-    return static_cast<int>(quants[(k / 4) * 64 + lane * 4 + k % 4]);
+inline int QuantAt(const std::byte* block, int lane, int k) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  const std::byte* high = block + kFormat.head_bytes;
+  const std::byte* values = high + kFormat.high_bytes;
+  const int at = lane * 4 + k % 4;
+  if constexpr (kFormat.bits == 8) {
+    return static_cast<int>(values[k / 4 * 64 + at]);
   } else {
-    const int step = (k % 16) / 4;
-    const int byte = static_cast<int>(quants[step * 64 + lane * 4 + k % 4]);
-    return k < 16 ? byte & 15 : byte >> 4;
+    const int byte = static_cast<int>(values[k % 16 / 4 * 64 + at]);
+    int value = k < 16 ? byte & 15 : byte >> 4;
+    if constexpr (kFormat.bits == 5) value |= (static_cast<int>(high[at]) >> (k / 4) & 1) << 4;
+    if constexpr (kFormat.bits == 6) {
+      value |= (static_cast<int>(high[k / 16 * 64 + at]) >> (k % 16 / 4 * 2) & 3) << 4;
+    }
+    return value;
+  }
+}
+
+// Sum of the products of columns [begin, end) of a block.
+template <PackedType kType>
+inline int32_t ProductSum(const std::byte* block, int lane, const int8_t* values, int begin,
+                          int end) {
+  int32_t sum = 0;
+  for (int k = begin; k < end; ++k) sum += QuantAt<kType>(block, lane, k) * values[k];
+  return sum;
+}
+
+// Adds one block to the lanes of `acc`.
+template <PackedType kType>
+void AddBlock(const std::byte* block, const QuantSlot& slot, float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  for (int lane = 0; lane < kGroupRows; ++lane) {
+    int32_t sum = ProductSum<kType>(block, lane, slot.values, 0, kQuantBlock);
+    if constexpr (!kFormat.minima) sum += *slot.offset / (256 >> kFormat.bits);
+    const float scaled = static_cast<float>(sum) * *slot.scale;
+    acc[lane] = __builtin_fmaf(scaled, HalfToFloat(HalfAt(block, lane)), acc[lane]);
+    if constexpr (kFormat.minima) {
+      const float minimum = HalfToFloat(HalfAt(block + 32, lane));
+      acc[lane] = __builtin_fmaf(minimum, *slot.sum, acc[lane]);
+    }
+  }
+}
+
+// The integer sum of one block of a super-block, with its scales; exact.
+template <PackedType kType>
+inline float ScaledSum(const std::byte* block, int lane, const QuantSlot& slot) {
+  if constexpr (kType == PackedType::kQ6_K) {
+    const int32_t first = ProductSum<kType>(block, lane, slot.values, 0, 16) + *slot.half;
+    const int32_t second =
+        ProductSum<kType>(block, lane, slot.values, 16, 32) + (*slot.offset / 4 - *slot.half);
+    return static_cast<float>(static_cast<int8_t>(block[lane]) * first +
+                              static_cast<int8_t>(block[16 + lane]) * second);
+  } else {
+    const int32_t sum = ProductSum<kType>(block, lane, slot.values, 0, kQuantBlock);
+    return static_cast<float>(static_cast<int>(block[lane]) * sum);
+  }
+}
+
+// Adds the super-block whose first block is number `first` of the tile.
+template <PackedType kType>
+void AddSuperBlock(const std::byte* super, std::byte* tile, size_t first, int row, int tile_rows,
+                   float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  for (int lane = 0; lane < kGroupRows; ++lane) {
+    float products = 0, minima = 0;
+    const std::byte* block = super + kFormat.super_bytes;
+    for (size_t b = 0; b < kSuperBlock / kQuantBlock; ++b, block += BlockBytes(kFormat)) {
+      const QuantSlot slot = SlotOf(tile, first + b, row, tile_rows);
+      products = __builtin_fmaf(ScaledSum<kType>(block, lane, slot), *slot.scale, products);
+      if constexpr (kFormat.minima) {
+        minima = __builtin_fmaf(static_cast<float>(static_cast<int>(block[16 + lane])), *slot.sum,
+                                minima);
+      }
+    }
+    acc[lane] = __builtin_fmaf(products, HalfToFloat(HalfAt(super, lane)), acc[lane]);
+    if constexpr (kFormat.minima) {
+      acc[lane] = __builtin_fmaf(-minima, HalfToFloat(HalfAt(super + 32, lane)), acc[lane]);
+    }
+  }
+}
+
+// One activation row against one group.
+template <PackedType kType>
+void MultiplyRow(const std::byte* weights, size_t columns, std::byte* tile, int row, int tile_rows,
+                 float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  const size_t blocks = columns / kQuantBlock;
+  if constexpr (kFormat.super_bytes == 0) {
+    for (size_t b = 0; b < blocks; ++b, weights += BlockBytes(kFormat)) {
+      AddBlock<kType>(weights, SlotOf(tile, b, row, tile_rows), acc);
+    }
+  } else {
+    for (size_t b = 0; b < blocks; b += kSuperBlock / kQuantBlock) {
+      AddSuperBlock<kType>(weights, tile, b, row, tile_rows, acc);
+      weights += PackedGroupBytes(kType, kSuperBlock);
+    }
   }
 }
 
 template <PackedType kType>
 void QuantMatMul(const MatMul& m) {
-  constexpr size_t kBlockBytes = PackedGroupBytes(kType, kQuantBlock);
-  constexpr size_t kScaleBytes = kType == PackedType::kQ4_1 ? 64 : 32;
-  const size_t blocks = m.columns / kQuantBlock;
   for (int row = 0; row < m.rows; ++row) {
     const int tile = row / kRowTile;
     const int tile_rows = m.rows - tile * kRowTile < kRowTile ? m.rows - tile * kRowTile : kRowTile;
     std::byte* tile_base = const_cast<std::byte*>(m.x_quant) +
                            static_cast<size_t>(tile) * QuantTileBytes(kRowTile, m.columns);
     for (int group = 0; group < m.groups; ++group) {
-      const std::byte* weights = m.weights + group * blocks * kBlockBytes;
       float acc[kGroupRows] = {};
-      for (size_t b = 0; b < blocks; ++b, weights += kBlockBytes) {
-        const QuantSlot slot = SlotOf(tile_base, b, row % kRowTile, tile_rows);
-        for (int lane = 0; lane < kGroupRows; ++lane) {
-          int32_t sum = 0;
-          if constexpr (kType == PackedType::kQ8_0) sum = *slot.offset;
-          if constexpr (kType == PackedType::kQ4_0) sum = *slot.offset / 16;
-          for (int k = 0; k < kQuantBlock; ++k) {
-            sum += QuantAt<kType>(weights + kScaleBytes, lane, k) * slot.values[k];
-          }
-          const float scaled = static_cast<float>(sum) * *slot.scale;
-          acc[lane] = __builtin_fmaf(scaled, HalfToFloat(HalfAt(weights, lane)), acc[lane]);
-          if constexpr (kType == PackedType::kQ4_1) {
-            const float minimum = HalfToFloat(HalfAt(weights + 32, lane));
-            acc[lane] = __builtin_fmaf(minimum, *slot.sum, acc[lane]);
-          }
-        }
-      }
+      MultiplyRow<kType>(m.weights + group * PackedGroupBytes(kType, m.columns), m.columns,
+                         tile_base, row % kRowTile, tile_rows, acc);
       float* out = m.out + static_cast<size_t>(row) * m.out_stride + group * kGroupRows;
       for (int lane = 0; lane < kGroupRows; ++lane) {
         out[lane] = m.add ? acc[lane] + out[lane] : acc[lane];
@@ -63,14 +133,7 @@ void QuantMatMul(const MatMul& m) {
   }
 }
 
-constexpr Kernels MakeTable() {
-  Kernels k = FloatKernels("scalar");
-  k.matmul[static_cast<int>(PackedType::kQ8_0)] = QuantMatMul<PackedType::kQ8_0>;
-  k.matmul[static_cast<int>(PackedType::kQ4_0)] = QuantMatMul<PackedType::kQ4_0>;
-  k.matmul[static_cast<int>(PackedType::kQ4_1)] = QuantMatMul<PackedType::kQ4_1>;
-  return k;
-}
-constexpr Kernels kTable = MakeTable();
+constexpr Kernels kTable = MakeTable("scalar");
 
 }  // namespace
 

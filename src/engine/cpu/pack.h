@@ -10,11 +10,12 @@
 
 namespace antiphon::engine::cpu {
 
-// None for a format that has no packed kernel.
+// None for a format that the engine cannot read.
 std::optional<PackedType> PackedTypeOf(model::TensorType type);
 
-// `rows`: sixteen rows in the file, nullptr past the end of the matrix. Writes
-// PackedGroupBytes(type, columns) bytes.
+// `rows`: sixteen rows in the file, nullptr past the end of the matrix; of whole super-blocks in
+// the K formats, so `columns` is a multiple of 256 there, and elsewhere of the format's block.
+// Writes PackedGroupBytes(type, columns) bytes.
 void PackGroup(PackedType type, const std::byte* const* rows, size_t columns, std::byte* out);
 
 }  // namespace antiphon::engine::cpu

@@ -33,7 +33,8 @@ class Arena {
   size_t bytes_ = 0;
 };
 
-// y = W x. Packed (kernels.h), or rows of the file for the formats of the slow exact path.
+// y = W x. Packed (kernels.h), or rows of the file where Activations::kFloat asks for quantised
+// weights to be multiplied exactly, which is slow.
 struct Matrix {
   const model::Tensor* tensor = nullptr;
   uint32_t rows = 0;
