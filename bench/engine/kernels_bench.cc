@@ -1,0 +1,130 @@
+// Times the matrix products of the kernel tables on one thread, without a model. Hold the figures
+// against those of limits.cc.
+//
+//   kernels_bench [TABLE]      scalar, avx2, ...; without it, all that this machine grants
+//
+// Prints one line a table and weight format, separated by tabs: table, format, bits a packed weight
+// takes; then, each as median (lowest-highest) of the rounds: GB/s of weights read for one row,
+// GOP/s for one row, GOP/s for 128 rows. For one row there are more weights than caches hold, for
+// 128 rows they stay there.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/cpu/isa.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/weights.h"
+
+namespace antiphon::engine::cpu {
+namespace {
+
+constexpr int kRounds = 9;
+constexpr double kRoundSeconds = 0.05;
+constexpr size_t kColumns = 4096;
+constexpr size_t kManyRows = 128;                   // of activations, as forward.cc batches them
+constexpr size_t kWeightsRead = size_t{256} << 20;  // for one row
+constexpr int kGroupsKept = 16;                     // for many
+constexpr const char* kNames[kPackedTypes] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
+                                              "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+
+double SecondsOf(const Kernels& kernels, PackedType type, const MatMul& m, int repeats) {
+  const auto started = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) kernels.matmul[static_cast<int>(type)](m);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
+
+// Seconds of one product in each round, ascending.
+std::vector<double> Rounds(const Kernels& kernels, PackedType type, const MatMul& m) {
+  int repeats = 1;
+  while (SecondsOf(kernels, type, m, repeats) < kRoundSeconds) repeats *= 2;
+  std::vector<double> seconds;
+  for (int i = 0; i < kRounds; ++i) {
+    seconds.push_back(SecondsOf(kernels, type, m, repeats) / repeats);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds;
+}
+
+void Print(const std::vector<double>& seconds, double units) {
+  std::printf("\t%.1f (%.1f-%.1f)", units / 1e9 / seconds[kRounds / 2],
+              units / 1e9 / seconds[kRounds - 1], units / 1e9 / seconds[0]);
+}
+
+void Time(const Kernels& kernels, PackedType type) {
+  // The scalar table is there to be right.
+  const bool slow = &kernels == &ScalarKernels();
+  const size_t group_bytes = PackedGroupBytes(type, kColumns);
+  const size_t groups = (slow ? kWeightsRead / 64 : kWeightsRead) / group_bytes;
+  absl::StatusOr<Arena> weights = Arena::Create(groups * group_bytes);
+  if (!weights.ok()) {
+    std::fprintf(stderr, "kernels_bench: %s\n", weights.status().ToString().c_str());
+    std::exit(1);
+  }
+  // Any number will do that is not denormal, as a float of whatever size.
+  std::memset(weights->data(), 0x2c, groups * group_bytes);
+  std::vector<float> x(kManyRows * kColumns);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 31) - 15;
+  std::vector<std::byte> one(QuantTileBytes(1, kColumns)),
+      many(QuantTileBytes(kManyRows, kColumns));
+  kernels.quantize_row(x.data(), kColumns, 0, 1, one.data());
+  for (size_t row = 0; row < kManyRows; ++row) {
+    kernels.quantize_row(&x[row * kColumns], kColumns, static_cast<int>(row % kRowTile), kRowTile,
+                         &many[row / kRowTile * QuantTileBytes(kRowTile, kColumns)]);
+  }
+  std::vector<float> out(std::max(groups, kGroupsKept * kManyRows) * kGroupRows);
+  MatMul m;
+  m.weights = weights->data();
+  m.columns = kColumns;
+  m.groups = static_cast<int>(groups);
+  m.x = x.data();
+  m.x_stride = kColumns;
+  m.x_quant = one.data();
+  m.rows = 1;
+  m.out = out.data();
+  m.out_stride = groups * kGroupRows;
+  const double bytes = static_cast<double>(groups * group_bytes);
+  const double operations = 2.0 * static_cast<double>(groups * kGroupRows * kColumns);
+  const std::vector<double> alone = Rounds(kernels, type, m);
+  m.x_quant = many.data();
+  m.rows = slow ? kRowTile : kManyRows;
+  m.groups = kGroupsKept;
+  m.out_stride = kGroupsKept * kGroupRows;
+  const std::vector<double> together = Rounds(kernels, type, m);
+  std::printf("%s\t%s\t%.4f", kernels.name, kNames[static_cast<int>(type)],
+              8.0 * static_cast<double>(group_bytes) / (kGroupRows * kColumns));
+  Print(alone, bytes);
+  Print(alone, operations);
+  Print(together, 2.0 * m.rows * kGroupsKept * kGroupRows * kColumns);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+int Main(int argc, char** argv) {
+  std::vector<const Kernels*> tables = GrantedKernels();
+  if (argc == 2) {
+    const absl::StatusOr<const Kernels*> named = KernelsNamed(argv[1]);
+    if (!named.ok()) {
+      std::fprintf(stderr, "kernels_bench: %s\n", named.status().ToString().c_str());
+      return 1;
+    }
+    tables = {*named};
+  }
+  if (argc > 2) {
+    std::fprintf(stderr, "usage: kernels_bench [TABLE]\n");
+    return 2;
+  }
+  for (const Kernels* kernels : tables) {
+    for (int type = 0; type < kPackedTypes; ++type) Time(*kernels, static_cast<PackedType>(type));
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace antiphon::engine::cpu
+
+int main(int argc, char** argv) { return antiphon::engine::cpu::Main(argc, argv); }
