@@ -8,6 +8,7 @@
 #include "common/wire.h"
 #include "decode/core.h"
 #include "decode/sequence.h"
+#include "engine/check_step.h"
 #include "engine/wire_sampling.h"
 
 namespace antiphon::decode {
@@ -56,9 +57,8 @@ void DecodeCore::OnStepDone(const absl::StatusOr<absl::Span<const engine::ChunkR
     }
     if (!results.ok() || !(*results)[i].sampled.has_value()) {
       Fail(s,
-           absl::InternalError(absl::StrCat(
-               "the engine failed: ",
-               results.ok() ? "no token was drawn" : std::string(results.status().message()))),
+           engine::EndOfSequences(
+               results.ok() ? absl::InternalError("no token was drawn") : results.status()),
            options_.self.value());
       continue;
     }

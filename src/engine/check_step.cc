@@ -1,5 +1,7 @@
 #include "engine/check_step.h"
 
+#include <string>
+
 #include "common/logging.h"
 #include "common/status_macros.h"
 
@@ -27,6 +29,12 @@ absl::Status CheckSampling(size_t index, const SampleRequest& sample, uint32_t v
 }
 
 }  // namespace
+
+absl::Status EndOfSequences(const absl::Status& step) {
+  const bool elsewhere = absl::IsUnavailable(step) || absl::IsResourceExhausted(step);
+  return absl::Status(elsewhere ? absl::StatusCode::kUnavailable : absl::StatusCode::kInternal,
+                      fmt::format("the engine failed: {}", std::string(step.message())));
+}
 
 absl::Status CheckStep(const Step& step, const RunnerShape& shape, const KvLayout& layout) {
   size_t tokens = 0;

@@ -7,6 +7,7 @@
 #include "common/block_key.h"
 #include "common/status_macros.h"
 #include "common/wire.h"
+#include "engine/check_step.h"
 #include "engine/wire_sampling.h"
 #include "prefill/stream.h"
 
@@ -357,8 +358,7 @@ void PrefillCore::OnStepDone(const absl::StatusOr<absl::Span<const engine::Chunk
       continue;
     }
     if (!results.ok()) {
-      Finish(s, absl::InternalError(
-                    absl::StrCat("the engine failed: ", std::string(results.status().message()))));
+      Finish(s, engine::EndOfSequences(results.status()));
       continue;
     }
     counters_.computed_tokens += s.chunk_end - s.done_tokens;

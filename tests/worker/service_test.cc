@@ -2,6 +2,8 @@
 // processes.
 #include <signal.h>
 
+#include <atomic>
+
 #include "common/clock.h"
 #include "tests/fakes/hash_runner.h"
 #include "tests/kvstore/store_process.h"
@@ -16,6 +18,62 @@ std::unique_ptr<engine::ModelRunner> HashModel() {
   layout.layer_align = 4096;
   return std::make_unique<fakes::HashRunner>(layout);
 }
+
+// What a test does to a worker's device, and sees of it.
+struct Device {
+  std::atomic<bool> lost{false};
+  std::atomic<size_t> pinned_bytes{0};
+  std::atomic<int> strangers{0};  // blocks outside of pinned memory
+};
+
+// The hash model on a device that pins memory and can be lost.
+class DeviceRunner final : public engine::ModelRunner {
+ public:
+  explicit DeviceRunner(Device* device) : device_(device), model_(HashModel()) {}
+  const engine::RunnerShape& shape() const override { return model_->shape(); }
+  const KvLayout& layout() const override { return model_->layout(); }
+  std::string rope_text() const override { return model_->rope_text(); }
+  std::string kernel_class() const override { return model_->kernel_class(); }
+  absl::Status AttachMemory(absl::Span<std::byte> memory) override {
+    pinned_ = memory;
+    device_->pinned_bytes = memory.size();
+    return absl::OkStatus();
+  }
+  void ReleaseMemory(absl::Span<std::byte> memory) override {
+    EXPECT_EQ(memory.data(), pinned_.data());
+    pinned_ = {};
+    device_->pinned_bytes = 0;
+  }
+  absl::Status Health() const override { return device_->lost ? Lost() : absl::OkStatus(); }
+  absl::Status Submit(engine::Step step) override {
+    for (const engine::SequenceChunk& chunk : step.chunks) {
+      for (std::byte* block : chunk.blocks) {
+        if (block < pinned_.data() || block >= pinned_.data() + pinned_.size()) {
+          ++device_->strangers;
+        }
+      }
+    }
+    if (device_->lost) return Lost();
+    return model_->Submit(std::move(step));
+  }
+  engine::StepProgress Progress() const override { return model_->Progress(); }
+  engine::StepProgress Await(engine::StepProgress seen, absl::Duration timeout) override {
+    return model_->Await(seen, timeout);
+  }
+  absl::StatusOr<engine::StepResult> Take() override {
+    auto result = model_->Take();
+    if (device_->lost) return Lost();
+    return result;
+  }
+
+ private:
+  static absl::Status Lost() {
+    return absl::UnavailableError("the GPU is lost: uncorrectable ECC error encountered");
+  }
+  Device* const device_;
+  const std::unique_ptr<engine::ModelRunner> model_;
+  absl::Span<std::byte> pinned_;
+};
 
 class ServiceTest : public testing::Test {
  protected:
@@ -139,6 +197,73 @@ TEST_F(ServiceTest, ALostStoreEndsSequencesAndANewOneIsAttached) {
   gateway.Start(start);
   EXPECT_EQ(gateway.ReadAll(last), Reference(start));
   ASSERT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
+}
+
+TEST_F(ServiceTest, ALostDeviceEndsItsSequencesForOthersToGoOn) {
+  kvstore::StoreProcess store;
+  Device prefill_device, decode_device;
+  TestWorker prefill("prefill", store.socket_path(),
+                     std::make_unique<DeviceRunner>(&prefill_device));
+  TestWorker decode("decode", store.socket_path(), std::make_unique<DeviceRunner>(&decode_device));
+  ASSERT_TRUE(prefill.AwaitAttached(true) && decode.AwaitAttached(true));
+  EXPECT_GT(decode_device.pinned_bytes, 0u);
+  Gateway gateway(decode.address());
+  gateway.Start(MakeStart(30, 4000, prefill));
+  gateway.Start(MakeStart(17, 4000, prefill, 2));
+  ASSERT_TRUE(gateway.Next().has_value());
+  decode_device.lost = true;
+  for (int ended = 0; ended < 2;) {
+    auto update = gateway.Next();
+    ASSERT_TRUE(update.has_value());
+    if (update->end_case() == wire::SequenceUpdate::END_NOT_SET) continue;
+    ++ended;
+    EXPECT_EQ(update->error().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+    EXPECT_NE(update->error().message().find("ECC"), std::string::npos);
+    EXPECT_EQ(update->failed_node(), "decode");
+  }
+  EXPECT_TRUE(absl::IsUnavailable(decode.AwaitEngineLost()));
+  // Nothing new is taken.
+  wire::SequenceUpdate refused;
+  gateway.Start(MakeStart(3, 5, prefill));
+  EXPECT_TRUE(gateway.ReadAll(refused).empty());
+  EXPECT_EQ(refused.error().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  ASSERT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
+  EXPECT_EQ(prefill_device.strangers + decode_device.strangers, 0);
+}
+
+TEST_F(ServiceTest, ALostPrefillDeviceIsNamedAsTheFailedNode) {
+  kvstore::StoreProcess store;
+  Device device;
+  TestWorker prefill("prefill", store.socket_path(), std::make_unique<DeviceRunner>(&device));
+  TestWorker decode("decode", store.socket_path(), HashModel());
+  ASSERT_TRUE(prefill.AwaitAttached(true) && decode.AwaitAttached(true));
+  device.lost = true;
+  Gateway gateway(decode.address());
+  gateway.Start(MakeStart(30, 5, prefill));
+  wire::SequenceUpdate last;
+  EXPECT_TRUE(gateway.ReadAll(last).empty());
+  EXPECT_EQ(last.error().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(last.failed_node(), "prefill");
+  EXPECT_TRUE(absl::IsUnavailable(prefill.AwaitEngineLost()));
+  ASSERT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
+}
+
+TEST_F(ServiceTest, ThePoolIsReleasedBeforeItGoes) {
+  auto store = std::make_unique<kvstore::StoreProcess>();
+  const std::string flag = "--cluster.runtime_dir=" + store->dir();
+  Device device;
+  TestWorker worker("prefill", store->socket_path(), std::make_unique<DeviceRunner>(&device));
+  ASSERT_TRUE(worker.AwaitAttached(true));
+  EXPECT_GT(device.pinned_bytes, 0u);
+  store->Kill(SIGKILL);
+  store->Wait();
+  ASSERT_TRUE(worker.AwaitAttached(false));
+  kvstore::StoreProcess again({flag});
+  ASSERT_TRUE(again.ready());
+  ASSERT_TRUE(worker.AwaitAttached(true));
+  EXPECT_GT(device.pinned_bytes, 0u);
+  worker.loop().Stop();
+  EXPECT_EQ(device.pinned_bytes, 0u);
 }
 
 // A loop that waited for events between two steps would need 20 ms a token.

@@ -45,6 +45,10 @@ class TestWorker {
       attached_ = false;
     };
     events.on_load = [](const wire::WorkerLoad&) {};
+    events.on_engine_lost = [this](const absl::Status& why) {
+      absl::MutexLock lock(&mu_);
+      engine_lost_ = why;
+    };
     loop_ = std::make_unique<StepLoop>(StepLoopOptions{.self = self,
                                                        .clock = &Clock::Real(),
                                                        .registry = &registry_,
@@ -84,6 +88,16 @@ class TestWorker {
     };
     return mu_.AwaitWithTimeout(absl::Condition(&reached), kPatience);
   }
+  // OK when the engine was not lost in time.
+  absl::Status AwaitEngineLost() {
+    absl::MutexLock lock(&mu_);
+    const auto lost = [this] {
+      mu_.AssertHeld();
+      return !engine_lost_.ok();
+    };
+    mu_.AwaitWithTimeout(absl::Condition(&lost), kPatience);
+    return engine_lost_;
+  }
   // Every sequence is over and every slot is back.
   bool AwaitIdle() {
     absl::Notification idle;
@@ -105,6 +119,7 @@ class TestWorker {
   Registry registry_;
   absl::Mutex mu_;
   bool attached_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status engine_lost_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<StepLoop> loop_;
   std::unique_ptr<prefill::PrefillService> prefills_;
   std::unique_ptr<decode::DecodeService> gateways_;
