@@ -72,10 +72,11 @@ inline F LoadDims(const std::byte* p, int dim, int head_dim) {
   return Load(tail);
 }
 
-// keys: [dim][64 tokens]; lanes of a vector past the last token are zero.
+// keys: [dim][64 tokens], from the group of 16 tokens at `t` on; lanes of a vector past the last
+// token are zero.
 template <typename Cache>
-void PackKeys(const Attention& a, const TileTokens& tile, float* keys) {
-  for (int t = 0; t < tile.count; t += 16) {
+void PackKeys(const Attention& a, const TileTokens& tile, int t, float* keys) {
+  for (; t < tile.count; t += 16) {
     const int lanes = tile.count - t < 16 ? tile.count - t : 16;
     int dim = 0;
     if constexpr (Cache::kBytes == 2) {
@@ -153,6 +154,35 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) Store(scores + q * kAttentionTile + 16 * v, acc[q][v]);
   }
+}
+
+// The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
+// once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32.
+template <int kQueries>
+inline void ScoreGroup(const Attention& a, const TileTokens& tile, int t, const float* queries,
+                       float* scores) {
+  F acc[kQueries];
+#pragma GCC unroll 4
+  for (int q = 0; q < kQueries; ++q) acc[q] = Zero();
+  for (int dim = 0; dim < a.head_dim; dim += 32) {
+    F k[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      k[i] = Load(reinterpret_cast<const float*>(tile.at[t + i] + a.key_offset + 2 * dim));
+    }
+    Transpose(k);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const F low = LowBf16(k[i]), high = HighBf16(k[i]);
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) {
+        const float* x = queries + q * a.padded_dim + dim + 2 * i;
+        acc[q] = Fma(Splat(x[1]), high, Fma(Splat(x[0]), low, acc[q]));
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < kQueries; ++q) Store(scores + q * kAttentionTile + t, acc[q]);
 }
 
 // What becomes of a tile's weighted values: they are merged into the query's,
@@ -263,12 +293,13 @@ inline void MergeSums(const float* tile_maxima, const float* tile_sums, int quer
 }
 
 template <int kQueries, typename Values>
-void QueryTile(const Attention& a, const TileTokens& tile, int query, const float* keys,
+void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query, const float* keys,
                const Values& values, float* scores, const SoftmaxState& state) {
   const int dim = a.padded_dim;
   const float* queries = a.queries + static_cast<size_t>(query) * dim;
   const int vectors = (tile.count + 15) / 16;
   int v = 0;
+  for (; v < direct; ++v) ScoreGroup<kQueries>(a, tile, 16 * v, queries, scores);
   for (; v + kTileVectors <= vectors; v += kTileVectors) {
     ScoreTile<kQueries, kTileVectors>(queries, dim, keys + 16 * v, scores + 16 * v);
   }
@@ -307,13 +338,13 @@ void QueryTile(const Attention& a, const TileTokens& tile, int query, const floa
 }
 
 template <int kQueries, typename Values>
-inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, int query,
+inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, int direct, int query,
                        const float* keys, const Values& values, float* scores,
                        const SoftmaxState& state) {
   if (count == kQueries) {
-    QueryTile<kQueries>(a, tile, query, keys, values, scores, state);
+    QueryTile<kQueries>(a, tile, direct, query, keys, values, scores, state);
   } else if constexpr (kQueries > 1) {
-    QueryTiles<kQueries - 1>(count, a, tile, query, keys, values, scores, state);
+    QueryTiles<kQueries - 1>(count, a, tile, direct, query, keys, values, scores, state);
   }
 }
 
@@ -349,6 +380,9 @@ void AttendOver(const Attention& a) {
   }
   // Values that are read once are read where they lie.
   const bool in_place = a.count <= kTileQueries && a.head_dim == a.padded_dim;
+  // So are keys, where there are registers to turn them in.
+  const bool keys_in_place =
+      kTransposesInRegisters && in_place && Cache::kBytes == 2 && a.head_dim % 32 == 0;
   TileTokens tile, next;
   FindTile(a, first, end, next);
   int start = 0;
@@ -359,16 +393,17 @@ void AttendOver(const Attention& a) {
       PrefetchTile<Cache>(a, next);
     }
     while (a.limits[start] <= first) ++start;
-    PackKeys<Cache>(a, tile, keys);
+    const int direct = keys_in_place ? tile.count / 16 : 0;  // groups of 16 tokens
+    PackKeys<Cache>(a, tile, 16 * direct, keys);
     if (!in_place) PackValues<Cache>(a, tile, values);
     for (int q = start; q < a.count; q += kTileQueries) {
       const int count = a.count - q < kTileQueries ? a.count - q : kTileQueries;
       if (in_place) {
-        QueryTiles<kTileQueries>(count, a, tile, q, keys,
+        QueryTiles<kTileQueries>(count, a, tile, direct, q, keys,
                                  CachedValues<Cache>{tile.at, a.value_offset}, scores, state);
       } else {
-        QueryTiles<kTileQueries>(count, a, tile, q, keys, PackedValues{values, a.padded_dim},
-                                 scores, state);
+        QueryTiles<kTileQueries>(count, a, tile, direct, q, keys,
+                                 PackedValues{values, a.padded_dim}, scores, state);
       }
     }
   }

@@ -15,6 +15,7 @@ struct F {
 
 constexpr int kTileQueries = 2;
 constexpr int kTileVectors = 2;
+constexpr bool kTransposesInRegisters = false;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
 

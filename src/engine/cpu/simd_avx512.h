@@ -15,6 +15,7 @@ struct F {
 
 constexpr int kTileQueries = 4;
 constexpr int kTileVectors = 4;
+constexpr bool kTransposesInRegisters = true;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 4;
 constexpr int kFloatGroups = 4;
 

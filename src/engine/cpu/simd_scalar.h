@@ -16,6 +16,7 @@ struct F {
 // Shape of the register tiles: queries x vectors in attention, rows x groups in float products.
 constexpr int kTileQueries = 2;
 constexpr int kTileVectors = 2;
+constexpr bool kTransposesInRegisters = false;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
 
