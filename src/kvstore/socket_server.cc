@@ -20,6 +20,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "antiphon/v1/store.pb.h"
+#include "common/fd_passing.h"
 #include "common/logging.h"
 #include "common/status_macros.h"
 #include "kvstore/client/framing.h"

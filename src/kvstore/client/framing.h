@@ -3,14 +3,11 @@
 #ifndef ANTIPHON_KVSTORE_CLIENT_FRAMING_H_
 #define ANTIPHON_KVSTORE_CLIENT_FRAMING_H_
 
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -38,11 +35,6 @@ class FrameCutter {
   std::string buffer_;
   size_t consumed_ = 0;
 };
-
-// sendmsg/recvmsg with descriptors. Both return what the system call returns, errno set; EINTR is
-// retried. `fd` < 0: none. Received descriptors are close-on-exec and the caller's.
-ssize_t SendWithFd(int socket, std::string_view bytes, int fd);
-ssize_t RecvWithFds(int socket, char* buffer, size_t size, std::vector<int>& fds);
 
 }  // namespace antiphon::kvstore
 

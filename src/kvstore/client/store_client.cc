@@ -21,6 +21,7 @@
 #include "antiphon/v1/model.pb.h"
 #include "antiphon/v1/store.pb.h"
 #include "common/clock.h"
+#include "common/fd_passing.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "kvstore/client/framing.h"
