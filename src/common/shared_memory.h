@@ -1,0 +1,39 @@
+// Memory that several processes map: a sealed memfd.
+#ifndef ANTIPHON_COMMON_SHARED_MEMORY_H_
+#define ANTIPHON_COMMON_SHARED_MEMORY_H_
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace antiphon {
+
+// Owns its mapping and, when it made the memory, the descriptor. The memory lives until the last
+// process has unmapped and closed it.
+class SharedMemory {
+ public:
+  // Zeroed, of whole pages, never to shrink or grow. RESOURCE_EXHAUSTED: the kernel has none.
+  static absl::StatusOr<SharedMemory> Create(const std::string& name, size_t bytes);
+  // All of what `fd`, which stays the caller's, refers to. INVALID_ARGUMENT: it is smaller than
+  // `bytes_min`, or may shrink under us, which would be a SIGBUS.
+  static absl::StatusOr<SharedMemory> Map(int fd, size_t bytes_min);
+
+  SharedMemory() = default;
+  SharedMemory(SharedMemory&& other) noexcept;
+  SharedMemory& operator=(SharedMemory&& other) noexcept;
+  ~SharedMemory();
+
+  std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  int fd() const { return fd_; }  // close-on-exec; -1 of a mapping
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+  int fd_ = -1;
+};
+
+}  // namespace antiphon
+
+#endif  // ANTIPHON_COMMON_SHARED_MEMORY_H_
