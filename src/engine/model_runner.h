@@ -56,6 +56,13 @@ struct StepProgress {
   friend bool operator==(const StepProgress&, const StepProgress&) = default;
 };
 
+// Memory that blocks lie in, as this process maps it and as others can.
+struct PoolMemory {
+  std::byte* base = nullptr;
+  size_t bytes = 0;
+  int fd = -1;  // sealed against shrinking; stays the caller's
+};
+
 struct RunnerShape {
   uint32_t vocab = 0;
   uint32_t context = 0;          // tokens
@@ -63,7 +70,7 @@ struct RunnerShape {
   bool copies_blocks = false;    // a chunk's first step may have to fetch its context
 };
 
-// Submit, Await and Take belong to one thread; Progress may be called from any.
+// Submit, Await, Take and UsePool belong to one thread; Progress may be called from any.
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
@@ -72,6 +79,13 @@ class ModelRunner {
   virtual const KvLayout& layout() const = 0;
   virtual std::string rope_text() const = 0;     // for the fingerprint
   virtual std::string kernel_class() const = 0;  // for the fingerprint
+  // Ranks that a step is shared out over; for the fingerprint, as sums over ranks round otherwise.
+  virtual uint32_t tp_degree() const { return 1; }
+
+  // Between steps: from now on, blocks lie in `pool`; {} lets go of the last one, which may be
+  // unmapped behind it. Runners of one process take blocks from anywhere and need no pool; others
+  // refuse steps outside of it. UNAVAILABLE, DEADLINE_EXCEEDED: a rank is gone.
+  virtual absl::Status UsePool(const PoolMemory& pool) { return absl::OkStatus(); }
 
   // Memory that blocks will lie in, before they are named in a step: a runner may pin it, which
   // makes its copies fast. The caller releases it before it is unmapped. An error is no more than

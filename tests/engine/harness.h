@@ -47,7 +47,8 @@ inline StepResult RunStep(ModelRunner& runner, Step step) {
 
 // Logits of every token, in chunks of the given sizes (the last size repeats).
 inline std::vector<float> AllLogits(ModelRunner& runner, absl::Span<const uint32_t> tokens,
-                                    const std::vector<size_t>& sizes, TestCache& cache) {
+                                    const std::vector<size_t>& sizes,
+                                    absl::Span<std::byte* const> blocks) {
   std::vector<float> all;
   size_t start = 0;
   for (size_t i = 0; start < tokens.size(); ++i) {
@@ -55,13 +56,18 @@ inline std::vector<float> AllLogits(ModelRunner& runner, absl::Span<const uint32
     SequenceChunk chunk;
     chunk.tokens = tokens.subspan(start, size);
     chunk.start = static_cast<uint32_t>(start);
-    chunk.blocks = cache.blocks();
+    chunk.blocks = blocks;
     chunk.want_logits = true;
     const StepResult result = RunStep(runner, Step{{chunk}});
     all.insert(all.end(), result.chunks[0].logits.begin(), result.chunks[0].logits.end());
     start += size;
   }
   return all;
+}
+
+inline std::vector<float> AllLogits(ModelRunner& runner, absl::Span<const uint32_t> tokens,
+                                    const std::vector<size_t>& sizes, TestCache& cache) {
+  return AllLogits(runner, tokens, sizes, cache.blocks());
 }
 
 // The model that ctest names; nullptr when there is none, and then the test is to be skipped.

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/model_runner.h"
+#include "engine/tensor_group.h"
 
 namespace antiphon::model {
 class GgufFile;
@@ -25,12 +26,20 @@ struct CpuRunnerOptions {
   Activations activations = Activations::kFast;  // kFloat also makes the KV dtype f32
   std::string instruction_set = "auto";          // auto | scalar | avx2 | avx512 | amx
   std::function<void(double)> on_load_progress;  // 0 .. 1
+  TensorGroup group;                             // this process's rank in it
 };
 
-// FAILED_PRECONDITION when the model cannot be served (naming tensor or key) or the instruction set
-// is not granted by this machine. `file` must outlive the runner.
+// FAILED_PRECONDITION when the model cannot be served (naming tensor or key), its ranks cannot
+// share it out evenly, or the instruction set is not granted by this machine. `file` must outlive
+// the runner. In a group this is rank 0, and it waits until all ranks have loaded: UNAVAILABLE when
+// one of them cannot.
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
                                                            const CpuRunnerOptions& options);
+
+// Any other rank of a group, with rank 0's options but for `group`: loads its shard of the model
+// and runs rank 0's steps on it until that runner ends. Blocks. Errors are those of MakeCpuRunner
+// and of Comm, and break the group.
+absl::Status ServeCpuRank(const model::GgufFile* file, const CpuRunnerOptions& options);
 
 }  // namespace antiphon::engine
 

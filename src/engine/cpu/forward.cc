@@ -27,11 +27,13 @@ size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
 Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout,
-                 uint32_t rows_max, int threads)
+                 uint32_t rows_max, int threads, Comm* comm, absl::Duration timeout)
     : weights_(weights),
       kernels_(kernels),
       layout_(layout),
       threads_(threads),
+      comm_(comm),
+      timeout_(timeout),
       pieces_left_(kTasksOfAThread * static_cast<size_t>(threads)) {
   const model::LlamaShape& s = weights->shape;
   const size_t q_columns = size_t{s.heads} * s.head_dim;
@@ -53,7 +55,20 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   gate_up_.resize(rows_max * 2 * gate_stride_);
   cos_.resize(rows_max * (s.rope_dims / 2));
   sin_.resize(cos_.size());
-  logits_.resize((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
+  if (comm_ == nullptr) {
+    logits_.resize((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
+  } else {
+    partial_.resize(x_.size());
+    // The last group of the vocabulary is padded, so every share is of whole groups.
+    const size_t size = weights->shard.size, groups = vocab_stride_ / kGroupRows;
+    shard_stride_ = (groups + size - 1) / size * kGroupRows;
+    shard_logits_.resize((FineOutput() ? 2 : 1) * output_rows * shard_stride_);
+    shown_logits_.resize(output_rows * shard_stride_);
+    if (weights->shard.rank == 0) {
+      gathered_logits_.resize(size * output_rows * shard_stride_);
+      logits_.resize(output_rows * vocab_stride_);
+    }
+  }
   rows_.reserve(rows_max);
   attention_tasks_.reserve(rows_max);
   output_rows_.reserve(rows_max);
@@ -108,7 +123,9 @@ void Forward::Prepare(Step step) {
       attention_tasks_.push_back({c, first + i, std::min(kAttentionRows, count - i)});
     }
     result_.chunks[c].sequence = chunk.sequence;
-    if (chunk.want_logits) result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
+    if (chunk.want_logits && weights_->shard.rank == 0) {
+      result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
+    }
   }
   PlanAttention();
 }
@@ -155,10 +172,16 @@ void Forward::PlanAttention() {
 
 void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
   Embed(team);
+  if (failed_.load(std::memory_order_relaxed)) return;
   for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
-    RunLayer(team, thread, layer, on_layer);
+    if (!RunLayer(team, thread, layer, on_layer)) return;
   }
   Output(team, thread);
+}
+
+void Forward::Fail(absl::Status why) {
+  if (status_.ok()) status_ = std::move(why);
+  failed_.store(true, std::memory_order_relaxed);
 }
 
 void Forward::Embed(Team& team) {
@@ -264,6 +287,27 @@ void Forward::Multiply(Team& team, int thread, size_t rows,
   });
 }
 
+bool Forward::AddProduct(Team& team, int thread, size_t rows, const Matrix& matrix) {
+  if (comm_ == nullptr) {
+    Multiply(team, thread, rows, {{&matrix, x_.data(), hidden_stride_, true}});
+    return true;
+  }
+  Multiply(team, thread, rows, {{&matrix, partial_.data(), hidden_stride_, false}});
+  if (thread == 0) {
+    absl::Status status =
+        comm_->AllReduceSum(absl::MakeSpan(partial_.data(), rows * hidden_stride_), timeout_);
+    if (!status.ok()) Fail(std::move(status));
+  }
+  team.Barrier();
+  if (failed_.load(std::memory_order_relaxed)) return false;
+  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
+      kernels_->add(&x_[row * hidden_stride_], &partial_[row * hidden_stride_], hidden_stride_);
+    }
+  });
+  return true;
+}
+
 void Forward::WriteCache(uint32_t layer, size_t row) {
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
@@ -287,7 +331,8 @@ void Forward::WriteCache(uint32_t layer, size_t row) {
   const SequenceChunk& chunk = step_.chunks[rows_[row].chunk];
   const uint32_t position = rows_[row].position;
   std::byte* keys = chunk.blocks[position / layout_.block_tokens] + layer * layout_.layer_bytes() +
-                    position % layout_.block_tokens * layout_.token_bytes();
+                    position % layout_.block_tokens * layout_.token_bytes() +
+                    weights_->shard.rank * kv_columns * layout_.element_bytes();
   std::byte* values = keys + layout_.half_bytes();
   if (layout_.dtype == KvDtype::kF32) {
     std::memcpy(keys, k, kv_columns * sizeof(float));
@@ -324,8 +369,9 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   a.blocks = chunk.blocks.data();
   a.block_tokens = layout_.block_tokens;
   a.token_bytes = layout_.token_bytes();
+  const size_t head_of_model = weights_->shard.rank * s.kv_heads + kv_head;
   a.key_offset =
-      layer * layout_.layer_bytes() + size_t{kv_head} * s.head_dim * layout_.element_bytes();
+      layer * layout_.layer_bytes() + head_of_model * s.head_dim * layout_.element_bytes();
   a.value_offset = a.key_offset + layout_.half_bytes();
   a.f32_cache = layout_.dtype == KvDtype::kF32;
   a.scratch = scratch.attention.data();
@@ -351,7 +397,7 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   }
 }
 
-void Forward::RunLayer(Team& team, int thread, uint32_t layer,
+bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
                        const std::function<void(uint32_t)>& on_layer) {
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
@@ -366,7 +412,7 @@ void Forward::RunLayer(Team& team, int thread, uint32_t layer,
   team.ForEach(count, 4, [&](int begin, int end) {
     for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
   });
-  if (thread == 0) on_layer(layer + 1);
+  if (thread == 0 && comm_ == nullptr) on_layer(layer + 1);
 
   const int kv_heads = static_cast<int>(s.kv_heads);
   const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
@@ -380,7 +426,9 @@ void Forward::RunLayer(Team& team, int thread, uint32_t layer,
   team.ForEach(count, 4, [&](int begin, int end) {
     for (int row = begin; row < end; ++row) Quantise(static_cast<size_t>(row), rows, attended);
   });
-  Multiply(team, thread, rows, {{&w.attention_output, x_.data(), hidden_stride_, true}});
+  if (!AddProduct(team, thread, rows, w.attention_output)) return false;
+  // Whoever has come to the sum has written its heads.
+  if (thread == 0 && comm_ != nullptr) on_layer(layer + 1);
 
   Normalise(team, x_.data(), hidden_stride_, w.feed_forward_norm, rows);
   Multiply(team, thread, rows,
@@ -393,7 +441,7 @@ void Forward::RunLayer(Team& team, int thread, uint32_t layer,
       Quantise(row, rows, s.feed_forward);
     }
   });
-  Multiply(team, thread, rows, {{&w.down, x_.data(), hidden_stride_, true}});
+  return AddProduct(team, thread, rows, w.down);
 }
 
 bool Forward::FineOutput() const {
@@ -419,11 +467,54 @@ void Forward::Output(Team& team, int thread) {
                                     &quant_[tile * QuantTileBytes(kRowTile, s.hidden)]);
       }
     });
-    Multiply(team, thread, halves * rows,
-             {{&weights_->output, logits_.data(), vocab_stride_, false}});
+    if (comm_ == nullptr) {
+      Multiply(team, thread, halves * rows,
+               {{&weights_->output, logits_.data(), vocab_stride_, false}});
+    } else {
+      Multiply(team, thread, halves * rows,
+               {{&weights_->output, shard_logits_.data(), shard_stride_, false}});
+      if (!GatherLogits(team, thread, rows)) return;
+      if (weights_->shard.rank != 0) continue;
+    }
     team.ForEach(static_cast<int>(rows), 1,
                  [&](int begin, int) { Sample(thread, first, static_cast<size_t>(begin)); });
   }
+}
+
+bool Forward::GatherLogits(Team& team, int thread, size_t rows) {
+  const size_t halves = FineOutput() ? 2 : 1;
+  const size_t ranks = weights_->shard.size;
+  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      float* logits = &shard_logits_[halves * i * shard_stride_];
+      if (halves == 2) kernels_->add(logits, logits + shard_stride_, shard_stride_);
+      std::memcpy(&shown_logits_[i * shard_stride_], logits, shard_stride_ * sizeof(float));
+    }
+  });
+  const size_t floats = rows * shard_stride_;
+  if (thread == 0) {
+    absl::Status status = comm_->Gather(
+        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(shown_logits_.data()),
+                            floats * sizeof(float)),
+        absl::MakeSpan(reinterpret_cast<std::byte*>(gathered_logits_.data()),
+                       weights_->shard.rank == 0 ? ranks * floats * sizeof(float) : 0),
+        0, timeout_);
+    if (!status.ok()) Fail(std::move(status));
+  }
+  team.Barrier();
+  if (failed_.load(std::memory_order_relaxed)) return false;
+  if (weights_->shard.rank != 0) return true;
+  const uint32_t groups = static_cast<uint32_t>(vocab_stride_ / kGroupRows);
+  team.ForEach(static_cast<int>(rows), 1, [&](int begin, int) {
+    const size_t i = static_cast<size_t>(begin);
+    for (uint32_t r = 0; r < ranks; ++r) {
+      const Shard shard{.rank = r, .size = weights_->shard.size};
+      const size_t first = shard.Begin(groups) * kGroupRows, end = shard.End(groups) * kGroupRows;
+      std::memcpy(&logits_[i * vocab_stride_ + first],
+                  &gathered_logits_[r * floats + i * shard_stride_], (end - first) * sizeof(float));
+    }
+  });
+  return true;
 }
 
 void Forward::Sample(int thread, size_t first, size_t index) {
@@ -431,8 +522,9 @@ void Forward::Sample(int thread, size_t first, size_t index) {
   const SequenceChunk& chunk = step_.chunks[row.chunk];
   ChunkResult& result = result_.chunks[row.chunk];
   const uint32_t vocab = weights_->shape.vocab;
-  float* logits = &logits_[(FineOutput() ? 2 : 1) * index * vocab_stride_];
-  if (FineOutput()) kernels_->add(logits, logits + vocab_stride_, vocab_stride_);
+  const bool halves = FineOutput() && comm_ == nullptr;  // GatherLogits has added them already
+  float* logits = &logits_[(halves ? 2 : 1) * index * vocab_stride_];
+  if (halves) kernels_->add(logits, logits + vocab_stride_, vocab_stride_);
   if (chunk.want_logits) {
     const size_t in_chunk = rows_[row.row].position - chunk.start;
     std::memcpy(&result.logits[in_chunk * vocab], logits, vocab * sizeof(float));

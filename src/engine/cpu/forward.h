@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/kv_layout.h"
+#include "engine/comm.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/team.h"
 #include "engine/cpu/weights.h"
@@ -19,15 +20,25 @@ namespace antiphon::engine::cpu {
 
 // Owns the buffers of a step, which are made once for `rows_max` rows. Prepare belongs to the
 // thread that submits; Run is called by every thread of the team; the two never overlap.
+//
+// With a `comm` every rank runs the same steps on its shard of the weights and the same rows: the
+// residual stream is everywhere, and two products a layer, whose columns are shared out, are summed
+// over the ranks. The vocabulary is shared out as well, since the output matrix is a fifth of what
+// a decode step of a small model reads; rank 0 gathers the logits and draws.
 class Forward {
  public:
+  // `layout` is the whole model's. `timeout`: how long one rank waits for another in a step.
   Forward(const Weights* weights, const Kernels* kernels, const KvLayout& layout, uint32_t rows_max,
-          int threads);
+          int threads, Comm* comm = nullptr, absl::Duration timeout = absl::InfiniteDuration());
 
   // `step` is valid; its spans must stay until Run has ended.
   void Prepare(Step step);
-  // `on_layer(n)` is called on one thread when K and V of layers [0, n) are written.
+  // `on_layer(n)` is called on thread 0 when K and V of layers [0, n) are written, by all ranks.
   void Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
+  // On thread 0, at its beginning or in Run: the step ends early, for ever.
+  void Fail(absl::Status why);
+  // After Run. The first error of `comm`, or Fail's.
+  const absl::Status& status() const { return status_; }
   StepResult TakeResult() { return std::move(result_); }
 
  private:
@@ -73,7 +84,8 @@ class Forward {
   };
 
   void Embed(Team& team);
-  void RunLayer(Team& team, int thread, uint32_t layer,
+  // False: failed.
+  bool RunLayer(Team& team, int thread, uint32_t layer,
                 const std::function<void(uint32_t)>& on_layer);
   void Output(Team& team, int thread);
 
@@ -88,6 +100,10 @@ class Forward {
   void Multiply(Team& team, int thread, size_t rows, std::initializer_list<Product> products);
   void MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows, int group,
                       int groups);
+  // x += W * input, over all ranks' columns of W. False: failed.
+  bool AddProduct(Team& team, int thread, size_t rows, const Matrix& matrix);
+  // logits_ of rank 0 = the shards of all ranks, `rows` of them. False: failed.
+  bool GatherLogits(Team& team, int thread, size_t rows);
   void WriteCache(uint32_t layer, size_t row);
   void PlanAttention();
   void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head);
@@ -97,8 +113,11 @@ class Forward {
   const Kernels* kernels_;
   const KvLayout layout_;
   const int threads_;
+  Comm* const comm_;
+  const absl::Duration timeout_;
   size_t hidden_stride_, input_stride_, qkv_stride_, k_column_, v_column_, gate_stride_,
       vocab_stride_, padded_dim_;
+  size_t shard_stride_ = 0;  // floats of the largest share of the vocabulary
   bool any_quantised_ = false;
 
   std::vector<float> x_;          // [row][hidden_stride_]: the residual stream
@@ -108,6 +127,9 @@ class Forward {
   std::vector<float> gate_up_;    // [row][2 * gate_stride_]
   std::vector<float> cos_, sin_;  // [row][pairs]
   std::vector<float> logits_;     // [output row of a batch, or its half][vocab_stride_]
+  std::vector<float> partial_;    // [row][hidden_stride_]: this rank's part of a sum
+  std::vector<float> shard_logits_, shown_logits_;  // [output row, its half][shard_stride_]
+  std::vector<float> gathered_logits_;              // [rank][output row][shard_stride_]
   std::vector<Scratch> scratch_;
 
   Step step_;
@@ -118,6 +140,8 @@ class Forward {
   std::vector<float> partials_;                // of all splits; grows with the longest context seen
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
   std::vector<OutputRow> output_rows_;
+  absl::Status status_;
+  std::atomic<bool> failed_{false};  // written before a barrier, read behind it
 };
 
 }  // namespace antiphon::engine::cpu

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -66,13 +67,24 @@ absl::StatusOr<std::vector<float>> LoadVector(const GgufFile& file, const std::s
   return values;
 }
 
+enum class Cut { kRows, kColumns };  // what a shard has a part of
+
+// `rows` and `columns` are the whole tensor's.
 absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name, uint32_t rows,
-                                  uint32_t columns, Activations activations) {
+                                  uint32_t columns, Activations activations, Shard shard, Cut cut) {
   ASSIGN_OR_RETURN(const Tensor* tensor, Find(file, name, {columns, rows}));
   Matrix matrix;
   matrix.tensor = tensor;
-  matrix.rows = rows;
-  matrix.columns = columns;
+  matrix.first_row = cut == Cut::kRows ? shard.Begin(rows) : 0;
+  matrix.rows = cut == Cut::kRows ? shard.End(rows) - matrix.first_row : rows;
+  matrix.first_column = cut == Cut::kColumns ? shard.Begin(columns) : 0;
+  matrix.columns = cut == Cut::kColumns ? shard.End(columns) - matrix.first_column : columns;
+  const uint32_t block = model::TraitsOf(tensor->type).block_elements;
+  if (matrix.first_column % block != 0 || matrix.columns % block != 0) {
+    return absl::FailedPreconditionError(fmt::format(
+        "tensor {}: tensor_parallel {} would cut blocks of {} columns of {} ({} columns)", name,
+        shard.size, block, model::TensorTypeName(tensor->type), columns));
+  }
   matrix.packed = PackedTypeOf(tensor->type);
   if (activations == Activations::kFloat && matrix.packed.has_value() &&
       UsesQuantisedActivations(*matrix.packed)) {
@@ -81,40 +93,41 @@ absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name,
   return matrix;
 }
 
+// `shape` is the whole model's.
 absl::StatusOr<LayerWeights> FindLayer(const GgufFile& file, const LlamaShape& shape,
-                                       uint32_t layer, Activations activations) {
+                                       uint32_t layer, Activations activations, Shard shard) {
   const std::string prefix = fmt::format("blk.{}.", layer);
   const uint32_t q_rows = shape.heads * shape.head_dim;
   const uint32_t kv_rows = shape.kv_heads * shape.head_dim;
   LayerWeights w;
   ASSIGN_OR_RETURN(w.attention_norm, LoadVector(file, prefix + "attn_norm.weight", shape.hidden));
   ASSIGN_OR_RETURN(w.feed_forward_norm, LoadVector(file, prefix + "ffn_norm.weight", shape.hidden));
-  const auto matrix = [&](const char* name, uint32_t rows, uint32_t columns) {
-    return FindMatrix(file, prefix + name + ".weight", rows, columns, activations);
+  const auto matrix = [&](const char* name, uint32_t rows, uint32_t columns, Cut cut = Cut::kRows) {
+    return FindMatrix(file, prefix + name + ".weight", rows, columns, activations, shard, cut);
   };
   ASSIGN_OR_RETURN(w.q, matrix("attn_q", q_rows, shape.hidden));
   ASSIGN_OR_RETURN(w.k, matrix("attn_k", kv_rows, shape.hidden));
   ASSIGN_OR_RETURN(w.v, matrix("attn_v", kv_rows, shape.hidden));
-  ASSIGN_OR_RETURN(w.attention_output, matrix("attn_output", shape.hidden, q_rows));
+  ASSIGN_OR_RETURN(w.attention_output, matrix("attn_output", shape.hidden, q_rows, Cut::kColumns));
   ASSIGN_OR_RETURN(w.gate, matrix("ffn_gate", shape.feed_forward, shape.hidden));
   ASSIGN_OR_RETURN(w.up, matrix("ffn_up", shape.feed_forward, shape.hidden));
-  ASSIGN_OR_RETURN(w.down, matrix("ffn_down", shape.hidden, shape.feed_forward));
+  ASSIGN_OR_RETURN(w.down, matrix("ffn_down", shape.hidden, shape.feed_forward, Cut::kColumns));
   if (shape.rope_interleaved) {
     w.q.interleaved_dims = w.k.interleaved_dims = shape.rope_dims;
     w.q.head_dim = w.k.head_dim = shape.head_dim;
   }
-  const auto bias = [&](const char* name, const Matrix& matrix,
+  const auto bias = [&](const char* name, const Matrix& matrix, uint32_t rows,
                         std::vector<float>& out) -> absl::Status {
     const std::string full = prefix + name + ".bias";
     if (!shape.qkv_bias && file.FindTensor(full) == nullptr) return absl::OkStatus();
-    ASSIGN_OR_RETURN(std::vector<float> values, LoadVector(file, full, matrix.rows));
-    out.assign(values.size(), 0.0f);
+    ASSIGN_OR_RETURN(std::vector<float> values, LoadVector(file, full, rows));
+    out.assign(RoundUp(matrix.rows, kGroupRows), 0.0f);
     for (uint32_t row = 0; row < matrix.rows; ++row) out[row] = values[matrix.SourceRow(row)];
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(bias("attn_q", w.q, w.q_bias));
-  RETURN_IF_ERROR(bias("attn_k", w.k, w.k_bias));
-  RETURN_IF_ERROR(bias("attn_v", w.v, w.v_bias));
+  RETURN_IF_ERROR(bias("attn_q", w.q, q_rows, w.q_bias));
+  RETURN_IF_ERROR(bias("attn_k", w.k, kv_rows, w.k_bias));
+  RETURN_IF_ERROR(bias("attn_v", w.v, kv_rows, w.v_bias));
   return w;
 }
 
@@ -134,6 +147,21 @@ absl::Status FindRopeFrequencies(const GgufFile& file, Weights& weights) {
   return absl::OkStatus();
 }
 
+// Leaves a shard's part in `shape`.
+absl::Status ShareOut(Shard shard, LlamaShape& shape) {
+  const auto share = [&](const char* name, uint32_t& count) {
+    if (count % shard.size != 0) {
+      return absl::FailedPreconditionError(fmt::format(
+          "tensor_parallel {} does not divide the model's {}, {}", shard.size, name, count));
+    }
+    count /= shard.size;
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(share("attention.head_count", shape.heads));
+  RETURN_IF_ERROR(share("attention.head_count_kv", shape.kv_heads));
+  return share("feed_forward_length", shape.feed_forward);
+}
+
 // Every matrix that is to be packed, with its place in the image.
 struct Packing {
   Matrix* matrix;
@@ -141,12 +169,10 @@ struct Packing {
 };
 
 void PackOne(const Matrix& matrix, int group, std::byte* out) {
-  const size_t row_bytes = RowBytes(*matrix.tensor, matrix.columns);
   const std::byte* rows[kGroupRows];
   for (uint32_t lane = 0; lane < kGroupRows; ++lane) {
     const uint32_t row = static_cast<uint32_t>(group) * kGroupRows + lane;
-    rows[lane] =
-        row < matrix.rows ? matrix.tensor->data + matrix.SourceRow(row) * row_bytes : nullptr;
+    rows[lane] = row < matrix.rows ? matrix.SourceData(row) : nullptr;
   }
   PackGroup(*matrix.packed, rows, matrix.columns, out);
 }
@@ -231,7 +257,9 @@ Arena::~Arena() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
+// Shards begin at whole heads, so that the permutation stays inside them.
 uint32_t Matrix::SourceRow(uint32_t row) const {
+  row += first_row;
   if (interleaved_dims == 0) return row;
   const uint32_t within = row % head_dim;
   if (within >= interleaved_dims) return row;
@@ -239,12 +267,16 @@ uint32_t Matrix::SourceRow(uint32_t row) const {
   return row - within + (within < pairs ? 2 * within : 2 * (within - pairs) + 1);
 }
 
+const std::byte* Matrix::SourceData(uint32_t row) const {
+  return tensor->data + SourceRow(row) * RowBytes(*tensor, tensor->dims[0]) +
+         RowBytes(*tensor, first_column);
+}
+
 void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
-  const size_t row_bytes = RowBytes(*tensor, columns);
   for (uint32_t lane = 0; lane < kGroupRows; ++lane) {
     const uint32_t row = static_cast<uint32_t>(group) * kGroupRows + lane;
     if (row < rows) {
-      Dequantize(tensor->type, tensor->data + SourceRow(row) * row_bytes, columns, scratch);
+      Dequantize(tensor->type, SourceData(row), columns, scratch);
     } else {
       std::memset(scratch, 0, columns * sizeof(float));
     }
@@ -252,30 +284,38 @@ void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file,
-                                                     Activations activations) {
+absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file, Activations activations,
+                                                     Shard shard) {
   auto weights = std::make_unique<Weights>();
-  ASSIGN_OR_RETURN(weights->shape, model::LlamaShapeOf(file));
-  const LlamaShape& shape = weights->shape;
+  ASSIGN_OR_RETURN(const LlamaShape shape, model::LlamaShapeOf(file));
+  weights->shape = shape;
+  weights->shard = shard;
+  RETURN_IF_ERROR(ShareOut(shard, weights->shape));
   ASSIGN_OR_RETURN(weights->embedding,
                    Find(file, "token_embd.weight", {shape.hidden, shape.vocab}));
   weights->layers.reserve(shape.layers);
   for (uint32_t layer = 0; layer < shape.layers; ++layer) {
-    ASSIGN_OR_RETURN(LayerWeights w, FindLayer(file, shape, layer, activations));
+    ASSIGN_OR_RETURN(LayerWeights w, FindLayer(file, shape, layer, activations, shard));
     weights->layers.push_back(std::move(w));
   }
   ASSIGN_OR_RETURN(weights->output_norm, LoadVector(file, "output_norm.weight", shape.hidden));
   ASSIGN_OR_RETURN(weights->output,
                    FindMatrix(file, shape.tied_output ? "token_embd.weight" : "output.weight",
-                              shape.vocab, shape.hidden, activations));
+                              shape.vocab, shape.hidden, activations, {}, Cut::kRows));
+  // Whole groups of rows, so that no row is padded away inside of the vocabulary.
+  const uint32_t groups = static_cast<uint32_t>(weights->output.groups());
+  weights->output.first_row = shard.Begin(groups) * kGroupRows;
+  weights->output.rows =
+      std::min(shape.vocab, shard.End(groups) * kGroupRows) - weights->output.first_row;
   RETURN_IF_ERROR(FindRopeFrequencies(file, *weights));
   return weights;
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
                                                      int threads,
-                                                     const std::function<void(double)>& progress) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, FindWeights(file, activations));
+                                                     const std::function<void(double)>& progress,
+                                                     Shard shard) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, FindWeights(file, activations, shard));
   RETURN_IF_ERROR(PackAll(*weights, threads, progress));
   return weights;
 }

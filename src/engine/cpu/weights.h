@@ -33,12 +33,28 @@ class Arena {
   size_t bytes_ = 0;
 };
 
+// One rank's part of a model: equal runs of heads, of the feed-forward's columns and of the
+// vocabulary (in groups of 16 rows, nearly equal).
+struct Shard {
+  uint32_t rank = 0;
+  uint32_t size = 1;
+  uint32_t Begin(uint32_t count) const {
+    return static_cast<uint32_t>(uint64_t{count} * rank / size);
+  }
+  uint32_t End(uint32_t count) const {
+    return static_cast<uint32_t>(uint64_t{count} * (rank + 1) / size);
+  }
+};
+
 // y = W x. Packed (kernels.h), or rows of the file where Activations::kFloat asks for quantised
 // weights to be multiplied exactly, which is slow.
 struct Matrix {
   const model::Tensor* tensor = nullptr;
   uint32_t rows = 0;
   uint32_t columns = 0;
+  // The shard's place in the tensor.
+  uint32_t first_row = 0;
+  uint32_t first_column = 0;
   std::optional<PackedType> packed;  // none: dequantised 16 rows at a time when used
   const std::byte* image = nullptr;  // packed groups
   // Interleaved rotary pairs (2i, 2i + 1) are turned into halves (i, i + pairs) by permuting the
@@ -47,7 +63,8 @@ struct Matrix {
   uint32_t head_dim = 0;
 
   int groups() const { return static_cast<int>((rows + kGroupRows - 1) / kGroupRows); }
-  uint32_t SourceRow(uint32_t row) const;
+  uint32_t SourceRow(uint32_t row) const;           // in the tensor
+  const std::byte* SourceData(uint32_t row) const;  // from first_column on
   // Sixteen rows as [column][16] floats, whatever the format; rows past the end are zero. `scratch`
   // holds `columns` floats.
   void DequantizeGroup(int group, float* scratch, float* out) const;
@@ -60,23 +77,27 @@ struct LayerWeights {
 };
 
 struct Weights {
+  // Of this rank: heads, kv_heads and feed_forward are its share, the rest is the model's.
   model::LlamaShape shape;
+  Shard shard;
   const model::Tensor* embedding = nullptr;
   std::vector<LayerWeights> layers;
   std::vector<float> output_norm;
-  Matrix output;
+  Matrix output;                        // the shard's rows of the vocabulary
   std::vector<float> rope_frequencies;  // radians a token for each pair
   Arena image;
 };
 
 // Everything but the packed image: matrices have no `image` yet. FAILED_PRECONDITION naming the
-// tensor that is missing, of a wrong size or of an unknown type.
+// tensor that is missing, of a wrong size or of an unknown type, or the field that the shards do
+// not divide.
 absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const model::GgufFile& file,
-                                                     Activations activations);
+                                                     Activations activations, Shard shard = {});
 // FindWeights, and packs on `threads` threads.
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::GgufFile& file,
                                                      Activations activations, int threads,
-                                                     const std::function<void(double)>& progress);
+                                                     const std::function<void(double)>& progress,
+                                                     Shard shard = {});
 
 }  // namespace antiphon::engine::cpu
 
