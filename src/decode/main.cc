@@ -1,9 +1,5 @@
 #include "worker/worker.h"
 
 int main(int argc, char** argv) {
-  using antiphon::worker::StartRole;
-  return antiphon::RunDaemon(argc, argv, {.name = "decode", .metrics_name = "worker"},
-                             [](antiphon::DaemonContext& context) {
-                               return antiphon::worker::StartWorker(context, StartRole::kDecode);
-                             });
+  return antiphon::worker::RunWorker(argc, argv, antiphon::worker::StartRole::kDecode);
 }

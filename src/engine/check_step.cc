@@ -31,7 +31,8 @@ absl::Status CheckSampling(size_t index, const SampleRequest& sample, uint32_t v
 }  // namespace
 
 absl::Status EndOfSequences(const absl::Status& step) {
-  const bool elsewhere = absl::IsUnavailable(step) || absl::IsResourceExhausted(step);
+  const bool elsewhere = absl::IsUnavailable(step) || absl::IsDeadlineExceeded(step) ||
+                         absl::IsResourceExhausted(step);
   return absl::Status(elsewhere ? absl::StatusCode::kUnavailable : absl::StatusCode::kInternal,
                       fmt::format("the engine failed: {}", std::string(step.message())));
 }

@@ -11,7 +11,7 @@ namespace antiphon::engine {
 absl::Status CheckStep(const Step& step, const RunnerShape& shape, const KvLayout& layout);
 
 // What sequences end with when their step failed: UNAVAILABLE when another worker can go on with
-// them (the device is lost, or too small for this step), else INTERNAL.
+// them (the device or a rank is lost, or too small for this step), else INTERNAL.
 absl::Status EndOfSequences(const absl::Status& step);
 
 }  // namespace antiphon::engine

@@ -83,15 +83,11 @@ class ModelRunner {
   virtual uint32_t tp_degree() const { return 1; }
 
   // Between steps: from now on, blocks lie in `pool`; {} lets go of the last one, which may be
-  // unmapped behind it. Runners of one process take blocks from anywhere and need no pool; others
-  // refuse steps outside of it. UNAVAILABLE, DEADLINE_EXCEEDED: a rank is gone.
+  // unmapped behind it. Runners of one process take blocks from anywhere and need no pool (a GPU's
+  // pins it, and is slow elsewhere); others refuse steps outside of it. UNAVAILABLE,
+  // DEADLINE_EXCEEDED: a rank is gone.
   virtual absl::Status UsePool(const PoolMemory& pool) { return absl::OkStatus(); }
 
-  // Memory that blocks will lie in, before they are named in a step: a runner may pin it, which
-  // makes its copies fast. The caller releases it before it is unmapped. An error is no more than
-  // slowness.
-  virtual absl::Status AttachMemory(absl::Span<std::byte> memory) { return absl::OkStatus(); }
-  virtual void ReleaseMemory(absl::Span<std::byte> memory) {}
   // Not OK when no step will ever succeed again (a lost GPU): the worker is to leave.
   virtual absl::Status Health() const { return absl::OkStatus(); }
 

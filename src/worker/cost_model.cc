@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/shared_memory.h"
 #include "common/status_macros.h"
 
 namespace antiphon::worker {
@@ -94,15 +95,13 @@ class Probe {
   absl::StatusOr<double> Run(uint32_t rows, uint32_t tokens, uint32_t context) {
     const uint32_t shared = context / layout_.block_tokens;
     const uint32_t own = layout_.BlocksFor(context + tokens) - shared;
-    Grow(shared + rows * own);
+    RETURN_IF_ERROR(Grow(shared + rows * own));
     std::vector<std::vector<std::byte*>> blocks(rows);
     engine::Step step;
     const engine::SamplingParams greedy{.temperature = 0};
     for (uint32_t row = 0; row < rows; ++row) {
-      for (uint32_t i = 0; i < shared; ++i) blocks[row].push_back(blocks_[i].data());
-      for (uint32_t i = 0; i < own; ++i) {
-        blocks[row].push_back(blocks_[shared + row * own + i].data());
-      }
+      for (uint32_t i = 0; i < shared; ++i) blocks[row].push_back(Block(i));
+      for (uint32_t i = 0; i < own; ++i) blocks[row].push_back(Block(shared + row * own + i));
       step.chunks.push_back({.sequence = row,
                              .tokens = absl::MakeConstSpan(tokens_).first(tokens),
                              .start = context,
@@ -117,15 +116,25 @@ class Probe {
     return std::max(absl::ToDoubleSeconds(clock_.Now() - begin), kSecondsFloor);
   }
 
+  // The engine must let go of the blocks before they go.
+  absl::Status End() { return runner_.UsePool({}); }
+
  private:
-  void Grow(size_t count) {
-    while (blocks_.size() < count) blocks_.emplace_back(layout_.payload_bytes());
+  // What the blocks held is lost, and was of no use.
+  absl::Status Grow(size_t count) {
+    const size_t bytes = count * layout_.payload_bytes();
+    if (bytes <= memory_.bytes()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(SharedMemory memory, SharedMemory::Create("antiphon-probe", bytes));
+    RETURN_IF_ERROR(runner_.UsePool({memory.data(), memory.bytes(), memory.fd()}));
+    memory_ = std::move(memory);
+    return absl::OkStatus();
   }
+  std::byte* Block(size_t index) const { return memory_.data() + index * layout_.payload_bytes(); }
 
   engine::ModelRunner& runner_;
   const Clock& clock_;
   const KvLayout layout_;
-  std::vector<std::vector<std::byte>> blocks_;
+  SharedMemory memory_;
   std::vector<uint32_t> tokens_;
 };
 
@@ -199,6 +208,7 @@ absl::StatusOr<wire::CostModel> MeasureCost(engine::ModelRunner& runner, const C
     steps.push_back({{1, double(rows), double(rows) * context}, seconds});
     if (absl::Seconds(seconds) > kProbeMax) break;
   }
+  RETURN_IF_ERROR(probe.End());
   const auto p = FitPositive(prefill, {floor, floor, floor * 1e-3});
   const auto s = FitPositive(steps, {floor, floor, floor * 1e-3});
   wire::CostModel cost;

@@ -12,7 +12,6 @@
 #include "common/memory.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
-#include "engine/cpu/cpu_runner.h"
 #include "engine/cuda/cuda_runner.h"
 #include "model/card.h"
 
@@ -43,19 +42,6 @@ void ApplyConfig(const config::v1::Config& config, internal::v1::ModelCard& card
   if (s.has_repetition_penalty()) sampling.set_repetition_penalty(s.repetition_penalty());
 }
 
-engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role) {
-  engine::CpuRunnerOptions options;
-  options.block_tokens = worker.block_tokens();
-  options.step_tokens_max = worker.chunk_tokens() + worker.max_sequences();
-  options.threads = static_cast<int>(worker.threads());
-  // A stream that stutters is worse than a first token that comes later.
-  if (prefill_role) options.nice = static_cast<int>(worker.prefill_nice());
-  options.activations =
-      worker.activations() == "float" ? engine::Activations::kFloat : engine::Activations::kFast;
-  options.instruction_set = worker.instruction_set();
-  return options;
-}
-
 engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker) {
   engine::CudaRunnerOptions options;
   options.device = static_cast<int>(worker.cuda_device());
@@ -70,6 +56,12 @@ engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker) {
 // INVALID_ARGUMENT, FAILED_PRECONDITION: a GPU is demanded and none serves.
 absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
   if (worker.device() == "cpu") return false;
+  if (worker.tensor_parallel() > 1) {
+    if (worker.device() == "auto") return false;
+    return absl::InvalidArgumentError(
+        "worker.tensor_parallel: above 1 is for the CPU so far; with worker.device: cuda leave it "
+        "at 1");
+  }
   if (worker.activations() == "float") {
     if (worker.device() == "auto") return false;
     return absl::InvalidArgumentError(
@@ -89,6 +81,19 @@ absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
 
 }  // namespace
 
+engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role) {
+  engine::CpuRunnerOptions options;
+  options.block_tokens = worker.block_tokens();
+  options.step_tokens_max = worker.chunk_tokens() + worker.max_sequences();
+  options.threads = static_cast<int>(worker.threads());
+  // A stream that stutters is worse than a first token that comes later.
+  if (prefill_role) options.nice = static_cast<int>(worker.prefill_nice());
+  options.activations =
+      worker.activations() == "float" ? engine::Activations::kFloat : engine::Activations::kFast;
+  options.instruction_set = worker.instruction_set();
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config) {
   if (config.models_size() == 0 || config.models(0).path().empty()) {
     return absl::InvalidArgumentError(
@@ -107,7 +112,11 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
     return data ? absl::DataLossError(status.message()) : status;
   }
   if (auto shape = model::LlamaShapeOf(**file); !shape.ok()) return WithPath(shape.status(), path);
-  uint64_t needed = kMemoryBeside;
+  const uint32_t ranks = std::max(config.worker().tensor_parallel(), 1u);
+  if (absl::Status even = engine::CheckCpuRanks(**file, ranks); !even.ok()) {
+    return WithPath(even, path);
+  }
+  uint64_t needed = kMemoryBeside * ranks;
   for (const model::Tensor& tensor : (*file)->tensors()) needed += tensor.bytes;
   const uint64_t available = MemoryAvailableBytes();
   if (needed > available) {
@@ -121,6 +130,7 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
 
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
                                       bool prefill_role, const Clock& clock,
+                                      const engine::TensorGroup& group,
                                       std::function<void(std::string)> on_progress) {
   LoadedModel loaded;
   const std::string& path = config.models(0).path();
@@ -148,6 +158,7 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   } else {
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
     options.on_load_progress = report;
+    options.group = group;
     runner = engine::MakeCpuRunner(&file, options);
   }
   card_thread.Join();
@@ -163,7 +174,7 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   loaded.fingerprint.set_kv_dtype(layout.dtype == KvDtype::kBf16 ? "bf16" : "f32");
   loaded.fingerprint.set_rope(loaded.runner->rope_text());
   loaded.fingerprint.set_layout(layout.Text());
-  loaded.fingerprint.set_tp_degree(1);
+  loaded.fingerprint.set_tp_degree(loaded.runner->tp_degree());
   loaded.fingerprint.set_kernel_class(loaded.runner->kernel_class());
   loaded.blobs[loaded.card.tokenizer_digest()] = std::move(parts.tokenizer_blob);
   if (!parts.chat_template_blob.empty()) {

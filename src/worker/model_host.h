@@ -10,13 +10,15 @@
 #include "absl/status/statusor.h"
 #include "antiphon/v1/model.pb.h"
 #include "common/clock.h"
+#include "engine/cpu/cpu_runner.h"
 #include "engine/model_runner.h"
 #include "model/gguf.h"
 #include "worker/cost_model.h"
 
 namespace antiphon::config::v1 {
 class Config;
-}
+class Worker;
+}  // namespace antiphon::config::v1
 
 namespace antiphon::worker {
 
@@ -28,16 +30,22 @@ struct LoadedModel {
   std::unique_ptr<engine::ModelRunner> runner;
 };
 
-// What can be known quickly: the file is there, is a GGUF, is of a kind that we serve, and fits in
-// memory. INVALID_ARGUMENT: no model is configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of
-// the file; RESOURCE_EXHAUSTED: too little memory, with both sizes.
+// The engine's part of the configuration; the same for all ranks of a worker.
+engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role);
+
+// What can be known quickly: the file is there, is a GGUF, is of a kind that we serve, can be
+// shared out over worker.tensor_parallel ranks, and fits in memory. INVALID_ARGUMENT: no model is
+// configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of the file; RESOURCE_EXHAUSTED: too
+// little memory, with both sizes.
 absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config);
 
 // Slow: repacks the weights and hashes the file at the same time, then measures speed. `file` must
 // outlive the result. In the prefill role the engine's threads stand back (worker.prefill_nice).
-// `on_progress` gets "loading weights 43%" and the like, from any thread.
+// `on_progress` gets "loading weights 43%" and the like, from any thread. `group`: of the worker's
+// ranks, which load meanwhile.
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
                                       bool prefill_role, const Clock& clock,
+                                      const engine::TensorGroup& group,
                                       std::function<void(std::string)> on_progress);
 
 }  // namespace antiphon::worker

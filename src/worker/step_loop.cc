@@ -107,14 +107,19 @@ void StepLoop::Run() {
   }
   // The pool must stay mapped until the engine has let go of it.
   while (stepping_) WatchStep();
-  ReleasePool();
+  if (runner_ != nullptr) {
+    if (absl::Status status = runner_->UsePool({}); !status.ok()) {
+      LogWarning("the engine keeps the pool: {}", std::string(status.message()));
+    }
+  }
   store_.reset();
 }
 
 void StepLoop::StartStep() {
   if (store_lost_) {
     store_lost_ = false;
-    ReleasePool();
+    // Other ranks of the engine would keep the lost store's memory alive.
+    if (absl::Status status = runner_->UsePool({}); !status.ok()) EndAfter(status);
     store_->Reattach();
   }
   const absl::Time now = options_.clock->Now();
@@ -141,6 +146,7 @@ void StepLoop::StartStep() {
     LogError("the engine refused a step: {}", std::string(status.message()));
     LookAtEngine();
     stepping_ = false;
+    EndAfter(status);
     decode_->OnStepDone(status, now);
     prefill_->OnStepDone(status, now);
     Perform();
@@ -164,6 +170,7 @@ void StepLoop::FinishStep() {
   if (!result.ok()) {
     LogError("a step failed: {}", std::string(result.status().message()));
     LookAtEngine();
+    EndAfter(result.status());
     decode_->OnStepDone(result.status(), now);
     prefill_->OnStepDone(result.status(), now);
     return;
@@ -179,6 +186,14 @@ void StepLoop::FinishStep() {
   } else if (step_size_.rows == 0 && prefill_chunks_ == 1) {
     cost_->OnPrefill(step_size_.prefill_tokens, step_context_, seconds);
   }
+}
+
+void StepLoop::EndAfter(const absl::Status& status) {
+  if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return;
+  const absl::Status ours = absl::UnavailableError(
+      absl::StrCat("the engine failed: ", std::string(status.message())));
+  prefill_->EndAll(ours);
+  decode_->EndAll(ours);
 }
 
 void StepLoop::Perform() {
@@ -219,24 +234,17 @@ void StepLoop::PerformDecode() {
 }
 
 void StepLoop::OnStoreAttached(kvstore::StoreClient& client) {
+  const kvstore::PoolMapping pool = client.pool();
+  if (absl::Status status = runner_->UsePool({pool.base, pool.bytes, pool.fd}); !status.ok()) {
+    LogError("the engine cannot use the pool: {}", std::string(status.message()));
+  }
   const auto payload = [&client](uint32_t slot) { return client.Payload(slot); };
   prefill_->OnStoreAttached({.incarnation = client.store_incarnation(),
                              .data_address = client.data_address(),
                              .payload = payload});
   decode_->OnStoreAttached({.incarnation = client.store_incarnation(), .payload = payload});
-  if (absl::Status status = runner_->AttachMemory(client.pool()); status.ok()) {
-    pool_ = client.pool();
-  } else {
-    LogWarning("the pool cannot be pinned, copies to and from it are slow: {}",
-               std::string(status.message()));
-  }
   metrics_.OnStoreAttached(true);
   events_.on_attached(client.store_incarnation());
-}
-
-void StepLoop::ReleasePool() {
-  if (!pool_.empty()) runner_->ReleaseMemory(pool_);
-  pool_ = {};
 }
 
 void StepLoop::LookAtEngine() {

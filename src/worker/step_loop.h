@@ -98,12 +98,14 @@ class StepLoop final : public prefill::StreamHandler,
   void StartStep();
   void WatchStep();
   void FinishStep();
+  // After an error of the engine: a rank that is gone is no fault of the sequences, which end so
+  // that they go elsewhere.
+  void EndAfter(const absl::Status& status);
   void Perform();
   void PerformPrefill();
   void PerformDecode();
   void OnStoreAttached(kvstore::StoreClient& client);
   void OnStoreLost(const absl::Status& why);
-  void ReleasePool();
   void LookAtEngine();
   void Report();
   internal::v1::WorkerLoad LoadNow() const;
@@ -140,8 +142,6 @@ class StepLoop final : public prefill::StreamHandler,
   absl::Time last_report_ = absl::InfinitePast();
   uint64_t reported_ = 0;  // what the last report said, in short
   std::vector<absl::AnyInvocable<void()>> when_idle_;
-
-  absl::Span<std::byte> pool_;  // what the runner has pinned; empty: nothing
 
   std::atomic<bool> stop_{false};
   // For StuckReason: since when work waits without a step, in the clock's nanoseconds; 0: none.

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -18,10 +19,12 @@
 #include "common/thread.h"
 #include "decode/prefill_client.h"
 #include "decode/service.h"
+#include "engine/shm_comm.h"
 #include "kvstore/client/store_client.h"
 #include "prefill/service.h"
 #include "worker/listener.h"
 #include "worker/model_host.h"
+#include "worker/rank_processes.h"
 #include "worker/step_loop.h"
 
 namespace antiphon::worker {
@@ -29,6 +32,8 @@ namespace {
 
 // After the last work ended: what is written to gateways leaves before the process does.
 constexpr absl::Duration kFlush = absl::Milliseconds(200);
+// For all ranks to have started.
+constexpr absl::Duration kJoin = absl::Seconds(60);
 
 class Worker final : public Service {
  public:
@@ -64,6 +69,7 @@ class Worker final : public Service {
 
   ~Worker() override {
     loader_.Join();
+    if (ranks_ != nullptr) ranks_->StopWatching();
     if (listener_ != nullptr) listener_->Shutdown();
     // The loop is the link's executor: it must run while the link ends.
     {
@@ -90,6 +96,11 @@ class Worker final : public Service {
     listener_ = *std::move(listener);
     rpc_address_ = AdvertisedAddress(listen, listener_->port());
     if (context.announce) context.announce(key, rpc_address_);
+    if (worker.tensor_parallel() > 1) {
+      ASSIGN_OR_RETURN(ranks_,
+                       RankProcesses::Start(config_, prefill_role_,
+                                            [this](const absl::Status& why) { OnRankDeath(why); }));
+    }
     loader_ = Thread("loader", [this] { Load(); });
     return absl::OkStatus();
   }
@@ -135,12 +146,37 @@ class Worker final : public Service {
   }
 
  private:
+  absl::StatusOr<engine::TensorGroup> JoinRanks() {
+    engine::TensorGroup group;
+    if (ranks_ == nullptr) return group;
+    ASSIGN_OR_RETURN(comm_, engine::ShmComm::Join(ranks_->group_fd(), 0, kJoin));
+    group.comm = comm_.get();
+    group.sockets = ranks_->sockets();
+    group.fence = [this] { ranks_->Kill(); };
+    return group;
+  }
+
+  absl::StatusOr<LoadedModel> LoadOnAllRanks() {
+    ASSIGN_OR_RETURN(const engine::TensorGroup group, JoinRanks());
+    return LoadModel(*file_, config_, prefill_role_, Clock::Real(), group,
+                     [this](std::string progress) {
+                       absl::MutexLock lock(&mu_);
+                       loading_ = std::move(progress);
+                     });
+  }
+
+  // Nothing is left to step with. Whoever streams from here goes elsewhere; our supervisor starts
+  // us again.
+  void OnRankDeath(const absl::Status& why) {
+    LogError("{}: this worker ends", std::string(why.message()));
+    loop_->EndAll(absl::UnavailableError(
+        fmt::format("a process of this worker is gone: {}", std::string(why.message()))));
+    loop_->executor()->Post([this] { Unregister(); });
+    loop_->executor()->PostAfter(kFlush, [] { _exit(kExitUnavailable); });
+  }
+
   void Load() {
-    auto loaded =
-        LoadModel(*file_, config_, prefill_role_, Clock::Real(), [this](std::string progress) {
-          absl::MutexLock lock(&mu_);
-          loading_ = std::move(progress);
-        });
+    auto loaded = LoadOnAllRanks();
     if (!loaded.ok()) {
       // There is nobody left to tell but the log: the factory has returned long ago.
       LogError("cannot start: {}", std::string(loaded.status().message()));
@@ -226,6 +262,8 @@ class Worker final : public Service {
   const Identity self_;
   const bool prefill_role_;
   std::unique_ptr<model::GgufFile> file_;  // the runner reads it
+  std::unique_ptr<RankProcesses> ranks_;   // null: this process is the worker
+  std::unique_ptr<engine::ShmComm> comm_;  // of the runner
   std::unique_ptr<StepLoop> loop_;
   std::unique_ptr<prefill::PrefillService> prefills_;
   std::unique_ptr<decode::DecodeService> gateways_;
@@ -245,6 +283,13 @@ class Worker final : public Service {
 };
 
 }  // namespace
+
+int RunWorker(int argc, char** argv, StartRole role) {
+  if (argc == 3 && std::string_view(argv[1]) == kRankFlag) return RunRank(argv[2]);
+  const std::string name = role == StartRole::kPrefill ? "prefill" : "decode";
+  return RunDaemon(argc, argv, {.name = name, .metrics_name = "worker"},
+                   [role](DaemonContext& context) { return StartWorker(context, role); });
+}
 
 absl::StatusOr<std::unique_ptr<Service>> StartWorker(DaemonContext& context, StartRole role) {
   auto worker = std::make_unique<Worker>(context, role);

@@ -10,6 +10,9 @@ namespace antiphon::worker {
 
 enum class StartRole { kPrefill, kDecode };
 
+// What main does: a daemon of that role, or with kRankFlag one of its ranks (rank_processes.h).
+int RunWorker(int argc, char** argv, StartRole role);
+
 // Listens and checks the model file at once; loads it, attaches to the store and registers in the
 // background. Errors are those of OpenModel (model_host.h) and of the listener.
 absl::StatusOr<std::unique_ptr<Service>> StartWorker(DaemonContext& context, StartRole role);

@@ -34,15 +34,10 @@ class DeviceRunner final : public engine::ModelRunner {
   const KvLayout& layout() const override { return model_->layout(); }
   std::string rope_text() const override { return model_->rope_text(); }
   std::string kernel_class() const override { return model_->kernel_class(); }
-  absl::Status AttachMemory(absl::Span<std::byte> memory) override {
-    pinned_ = memory;
-    device_->pinned_bytes = memory.size();
+  absl::Status UsePool(const engine::PoolMemory& pool) override {
+    pinned_ = {pool.base, pool.bytes};
+    device_->pinned_bytes = pool.bytes;
     return absl::OkStatus();
-  }
-  void ReleaseMemory(absl::Span<std::byte> memory) override {
-    EXPECT_EQ(memory.data(), pinned_.data());
-    pinned_ = {};
-    device_->pinned_bytes = 0;
   }
   absl::Status Health() const override { return device_->lost ? Lost() : absl::OkStatus(); }
   absl::Status Submit(engine::Step step) override {
@@ -156,6 +151,42 @@ TEST_F(ServiceTest, CancelsAndBrokenStreamsGiveEverythingBack) {
     gateway.Break();
   }
   ASSERT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
+}
+
+// The engine failed at `failing` in `code`: the stream's error at the gateway.
+wire::SequenceUpdate ErrorAfter(absl::StatusCode code, bool in_prefill, wire::Start start) {
+  kvstore::StoreProcess store;
+  auto prefill_model = HashModel(), decode_model = HashModel();
+  auto& failing = static_cast<fakes::HashRunner&>(in_prefill ? *prefill_model : *decode_model);
+  failing.FailStep(absl::Status(code, "rank 2 died"));
+  TestWorker prefill("prefill", store.socket_path(), std::move(prefill_model));
+  TestWorker decode("decode", store.socket_path(), std::move(decode_model));
+  EXPECT_TRUE(prefill.AwaitAttached(true) && decode.AwaitAttached(true));
+  Gateway gateway(decode.address());
+  start.mutable_placement()->set_prefill_address(prefill.address());
+  gateway.Start(start);
+  wire::SequenceUpdate last;
+  gateway.ReadAll(last);
+  EXPECT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
+  return last;
+}
+
+// It is not the sequence's fault: it goes on elsewhere.
+TEST_F(ServiceTest, ALostRankEndsSequencesUnavailableAndOtherFailuresInternal) {
+  kvstore::StoreProcess store;
+  TestWorker anybody("anybody", store.socket_path(), HashModel());
+  for (const bool in_prefill : {true, false}) {
+    SCOPED_TRACE(in_prefill);
+    for (const auto code : {absl::StatusCode::kUnavailable, absl::StatusCode::kDeadlineExceeded}) {
+      const wire::SequenceUpdate last = ErrorAfter(code, in_prefill, MakeStart(30, 9, anybody));
+      EXPECT_EQ(last.error().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+      EXPECT_EQ(last.failed_node(), in_prefill ? "prefill" : "decode");
+      EXPECT_NE(last.error().message().find("rank 2 died"), std::string::npos);
+    }
+  }
+  const wire::SequenceUpdate last =
+      ErrorAfter(absl::StatusCode::kInternal, false, MakeStart(30, 9, anybody));
+  EXPECT_EQ(last.error().code(), static_cast<int>(absl::StatusCode::kInternal));
 }
 
 TEST_F(ServiceTest, AnUnreachablePrefillIsNamedAsTheFailedNode) {

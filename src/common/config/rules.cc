@@ -38,6 +38,7 @@ constexpr NumberRule kNumbers[] = {
     {"worker.chunk_tokens", 1, 1'000'000, "512"},
     {"worker.threads", 0, 4096, "4; 0 is all cores"},
     {"worker.prefill_nice", 0, 19, "10"},
+    {"worker.tensor_parallel", 1, 64, "1"},
     {"worker.cuda_device", 0, 1023, "0"},
     {"worker.gpu_memory_fraction", 0.01, 0.99, "0.9"},
 };
@@ -237,6 +238,7 @@ void SetDefaults(config::v1::Config& config) {
   worker->set_chunk_tokens(512);
   worker->set_threads(0);
   worker->set_prefill_nice(10);
+  worker->set_tensor_parallel(1);
   worker->set_activations("fast");
   worker->set_instruction_set("auto");
   worker->set_device("auto");

@@ -93,7 +93,8 @@ class CpuRunner final : public ModelRunner {
         return absl::FailedPreconditionError("a step is running or was not taken");
       }
     }
-    return leader_->UsePool(pool);
+    pool_status_ = leader_->UsePool(pool);
+    return pool_status_;
   }
 
   absl::Status Submit(Step step) override {
@@ -104,6 +105,7 @@ class CpuRunner final : public ModelRunner {
       }
     }
     RETURN_IF_ERROR(forward_.status());
+    RETURN_IF_ERROR(pool_status_);
     RETURN_IF_ERROR(CheckStep(step, shape_, layout_));
     if (leader_.has_value()) RETURN_IF_ERROR(leader_->Encode(step));
     forward_.Prepare(std::move(step));
@@ -165,6 +167,7 @@ class CpuRunner final : public ModelRunner {
   const Activations activations_;
   const TensorGroup group_;
   std::optional<GroupLeader> leader_;
+  absl::Status pool_status_;
   const RunnerShape shape_;
   cpu::Forward forward_;
   mutable absl::Mutex mutex_;
@@ -262,6 +265,10 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile
   auto runner = std::make_unique<CpuRunner>(*std::move(loaded), options);
   RETURN_IF_ERROR(runner->AwaitRanks(model));
   return runner;
+}
+
+absl::Status CheckCpuRanks(const model::GgufFile& file, uint32_t ranks) {
+  return cpu::CheckShards(file, ranks);
 }
 
 absl::Status ServeCpuRank(const model::GgufFile* file, const CpuRunnerOptions& options) {

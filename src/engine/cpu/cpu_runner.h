@@ -36,6 +36,10 @@ struct CpuRunnerOptions {
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
                                                            const CpuRunnerOptions& options);
 
+// FAILED_PRECONDITION when the model cannot be shared out over `ranks`, naming field or tensor.
+// Quick.
+absl::Status CheckCpuRanks(const model::GgufFile& file, uint32_t ranks);
+
 // Any other rank of a group, with rank 0's options but for `group`: loads its shard of the model
 // and runs rank 0's steps on it until that runner ends. Blocks. Errors are those of MakeCpuRunner
 // and of Comm, and break the group.

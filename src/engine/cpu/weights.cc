@@ -284,6 +284,23 @@ void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
   }
 }
 
+absl::Status CheckShards(const GgufFile& file, uint32_t shards) {
+  ASSIGN_OR_RETURN(const LlamaShape shape, model::LlamaShapeOf(file));
+  const Shard shard{.rank = 0, .size = shards};
+  LlamaShape share = shape;
+  RETURN_IF_ERROR(ShareOut(shard, share));
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    const auto check = [&](const char* name, uint32_t columns) {
+      return FindMatrix(file, fmt::format("blk.{}.{}.weight", layer, name), shape.hidden, columns,
+                        Activations::kFast, shard, Cut::kColumns)
+          .status();
+    };
+    RETURN_IF_ERROR(check("attn_output", shape.heads * shape.head_dim));
+    RETURN_IF_ERROR(check("ffn_down", shape.feed_forward));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file, Activations activations,
                                                      Shard shard) {
   auto weights = std::make_unique<Weights>();

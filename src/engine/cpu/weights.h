@@ -88,6 +88,10 @@ struct Weights {
   Arena image;
 };
 
+// FAILED_PRECONDITION naming the field that `shards` ranks do not divide, or the tensor whose
+// blocks they would cut. Quick.
+absl::Status CheckShards(const model::GgufFile& file, uint32_t shards);
+
 // Everything but the packed image: matrices have no `image` yet. FAILED_PRECONDITION naming the
 // tensor that is missing, of a wrong size or of an unknown type, or the field that the shards do
 // not divide.

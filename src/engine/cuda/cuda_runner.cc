@@ -237,13 +237,22 @@ class CudaRunner final : public ModelRunner {
   // Sums of products are ordered by shape and batch: equal workers agree up to rounding.
   std::string kernel_class() const override { return "cuda-bf16-1"; }
 
-  absl::Status AttachMemory(absl::Span<std::byte> memory) override {
+  absl::Status UsePool(const PoolMemory& pool) override {
+    if (state_ != State::kIdle) {
+      return absl::FailedPreconditionError("a step is running or was not taken");
+    }
+    if (pinned_ != nullptr) module_->unregister_memory(engine_, pinned_);
+    pinned_ = nullptr;
+    if (pool.base == nullptr) return absl::OkStatus();
     ModuleError error;
-    module_->register_memory(engine_, memory.data(), memory.size(), &error);
-    return ToStatus(error);
-  }
-  void ReleaseMemory(absl::Span<std::byte> memory) override {
-    module_->unregister_memory(engine_, memory.data());
+    module_->register_memory(engine_, pool.base, pool.bytes, &error);
+    if (error.code != 0) {
+      LogWarning("the pool cannot be pinned, copies to and from it are slow: {}",
+                 std::string(error.message));
+      return absl::OkStatus();
+    }
+    pinned_ = pool.base;
+    return absl::OkStatus();
   }
   absl::Status Health() const override {
     absl::MutexLock lock(&mutex_);
@@ -385,6 +394,7 @@ class CudaRunner final : public ModelRunner {
   const std::string rope_;
 
   State state_ = State::kIdle;
+  std::byte* pinned_ = nullptr;  // the pool
   Step step_;
   std::vector<cuda::ChunkView> views_;
   std::vector<cuda::ChunkOutput> outputs_;

@@ -193,7 +193,9 @@ class SocketStoreClient final : public StoreClient {
       return absl::InternalError("the store's answer to attach has no pool");
     }
     RETURN_IF_ERROR(Negotiate(self, reply->attached().hello()).status());
-    return MapPool(reply->attached(), layout, memfd.get());
+    RETURN_IF_ERROR(MapPool(reply->attached(), layout, memfd.get()));
+    memfd_ = std::move(memfd);
+    return absl::OkStatus();
   }
 
   void StartReader() {
@@ -232,7 +234,7 @@ class SocketStoreClient final : public StoreClient {
     if (slot >= slot_count_) return nullptr;
     return base_ + size_t{slot} * slot_bytes_ + kSlotHeaderBytes;
   }
-  absl::Span<std::byte> pool() const override { return {base_, pool_bytes_}; }
+  PoolMapping pool() const override { return {base_, pool_bytes_, memfd_.get()}; }
   uint64_t store_incarnation() const override { return incarnation_; }
   const std::string& data_address() const override { return data_address_; }
   const std::string& rpc_address() const override { return rpc_address_; }
@@ -398,6 +400,7 @@ class SocketStoreClient final : public StoreClient {
   FrameCutter cutter_;                          // the attaching thread's, then the reader's
   char buffer_[64 << 10];                       // the reader's
 
+  Fd memfd_;
   std::byte* base_ = nullptr;
   size_t pool_bytes_ = 0;
   size_t slot_bytes_ = 0;

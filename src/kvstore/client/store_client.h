@@ -12,7 +12,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "common/executor.h"
 #include "common/ids.h"
 #include "common/kv_layout.h"
@@ -39,6 +38,13 @@ struct AttachOptions {
   absl::Duration timeout = absl::Seconds(5);  // of the attachment
 };
 
+// The pool as this process maps it, and as others can.
+struct PoolMapping {
+  std::byte* base = nullptr;
+  size_t bytes = 0;
+  int fd = -1;  // the client's
+};
+
 // Thread-safe. Destroying it closes the connection and unmaps the pool, which releases all that
 // this worker held; pending callbacks are dropped.
 class StoreClient {
@@ -56,9 +62,9 @@ class StoreClient {
 
   // The slot's first payload byte in this process; nullptr for a slot out of range.
   virtual std::byte* Payload(uint32_t slot) const = 0;
-
-  // All of the pool, as this process has it mapped.
-  virtual absl::Span<std::byte> pool() const = 0;
+  // For processes that work on the slots that this one holds. They must have ended, or let go of
+  // the pool, when this client is destroyed: the store then takes the slots back.
+  virtual PoolMapping pool() const = 0;
 
   virtual uint64_t store_incarnation() const = 0;
   virtual const std::string& data_address() const = 0;
