@@ -155,7 +155,12 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
     engine::CudaRunnerOptions options = CudaOptions(config.worker());
     options.on_load_progress = report;
     runner = engine::MakeCudaRunner(&file, options);
-  } else {
+    if (!runner.ok() && config.worker().device() == "auto") {
+      LogWarning("serving on the CPU: the GPU does not serve this model: {}",
+                 std::string(runner.status().message()));
+    }
+  }
+  if (!*cuda || (!runner.ok() && config.worker().device() == "auto")) {
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
     options.on_load_progress = report;
     options.group = group;
