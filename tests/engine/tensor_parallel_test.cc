@@ -53,7 +53,7 @@ std::vector<uint32_t> Tokens(size_t n) {
 }
 
 // What divides by two and by four: heads of 32, a vocabulary of 17 groups, which does not.
-constexpr TinyOptions kEven = {.heads = 8, .kv_heads = 4};
+TinyOptions Even() { return {.heads = 8, .kv_heads = 4}; }
 
 struct TinyFile {
   explicit TinyFile(const TinyOptions& options) : bytes(TinyModelFile(options)) {
@@ -208,9 +208,9 @@ void ExpectEqualToOneRank(const TinyOptions& model, int size, CpuRunnerOptions o
 TEST(TensorParallelTest, FloatsAreThoseOfOneRankButForRounding) {
   for (int size : {2, 4}) {
     SCOPED_TRACE(size);
-    ExpectEqualToOneRank(kEven, size, {.activations = Activations::kFloat}, kFloatError);
+    ExpectEqualToOneRank(Even(), size, {.activations = Activations::kFloat}, kFloatError);
   }
-  ExpectEqualToOneRank(kEven, 1, {.activations = Activations::kFloat}, 0);
+  ExpectEqualToOneRank(Even(), 1, {.activations = Activations::kFloat}, 0);
 }
 
 TEST(TensorParallelTest, EveryFormatIsThatOfOneRankButForRounding) {
@@ -218,7 +218,7 @@ TEST(TensorParallelTest, EveryFormatIsThatOfOneRankButForRounding) {
                           TensorType::kQ4_1, TensorType::kQ5_0, TensorType::kQ5_1}) {
     for (int size : {2, 4}) {
       SCOPED_TRACE(std::string(model::TensorTypeName(type)) + " on " + std::to_string(size));
-      TinyOptions model = kEven;
+      TinyOptions model = Even();
       model.type = type;
       ExpectEqualToOneRank(model, size, {.activations = Activations::kFloat}, kFloatError);
       ExpectEqualToOneRank(model, size, {}, kFastError);
@@ -240,7 +240,7 @@ TEST(TensorParallelTest, FamiliesAndOddSizesAreSharedOut) {
 }
 
 TEST(TensorParallelTest, ChunksAndThreadsChangeNoBit) {
-  TinyOptions model = kEven;
+  TinyOptions model = Even();
   model.type = TensorType::kQ8_0;
   const TinyFile file(model);
   const std::vector<uint32_t> tokens = Tokens(70);
@@ -264,7 +264,7 @@ TEST(TensorParallelTest, ChunksAndThreadsChangeNoBit) {
 
 // A prompt chunk and decode rows in one step, drawn from: what every row gets alone.
 TEST(TensorParallelTest, MixedStepsDrawWhatTheirRowsDrawAlone) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   TestGroup group(file.get(), 4, {.activations = Activations::kFloat});
   ModelRunner& runner = group.runner();
   const std::vector<uint32_t> tokens = Tokens(64);
@@ -295,7 +295,7 @@ TEST(TensorParallelTest, MixedStepsDrawWhatTheirRowsDrawAlone) {
 }
 
 TEST(TensorParallelTest, RanksMayBeThreads) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   const std::vector<uint32_t> tokens = Tokens(70);
   const Alone alone(file, {.activations = Activations::kFloat}, tokens);
   TestGroup group(file.get(), 2, {.threads = 2, .activations = Activations::kFloat},
@@ -317,7 +317,7 @@ TEST(TensorParallelTest, WhatDoesNotDivideIsNamed) {
     EXPECT_TRUE(absl::IsFailedPrecondition(status) || absl::IsUnavailable(status));
     EXPECT_NE(std::string(status.message()).find(text), std::string::npos) << status.ToString();
   };
-  expect(kEven, 3, "tensor_parallel 3 does not divide the model's attention.head_count, 8");
+  expect(Even(), 3, "tensor_parallel 3 does not divide the model's attention.head_count, 8");
   expect({.heads = 4, .kv_heads = 1}, 2,
          "tensor_parallel 2 does not divide the model's attention.head_count_kv, 1");
   expect({.feed_forward = 510, .heads = 8, .kv_heads = 4}, 4,
@@ -330,7 +330,7 @@ TEST(TensorParallelTest, WhatDoesNotDivideIsNamed) {
 }
 
 TEST(TensorParallelTest, BlocksOutsideOfThePoolAreRefusedAndHarmNothing) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   TestGroup group(file.get(), 2);
   ModelRunner& runner = group.runner();
   const std::vector<uint32_t> tokens = Tokens(20);
@@ -368,7 +368,7 @@ absl::Status StatusOfStep(ModelRunner& runner, const SharedCache& cache,
 }
 
 TEST(TensorParallelTest, ADeadRankFailsTheStepAndAllThatFollow) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   const std::vector<uint32_t> tokens = Tokens(64);
   for (bool in_step : {false, true}) {
     TestGroup group(file.get(), 4, {}, Ranks::kProcesses, Ends::kBadly);
@@ -397,7 +397,7 @@ TEST(TensorParallelTest, ADeadRankFailsTheStepAndAllThatFollow) {
 }
 
 TEST(TensorParallelTest, AStoppedRankFailsTheStepAtItsDeadlineBehindTheFence) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   const std::vector<uint32_t> tokens = Tokens(64);
   pid_t stopped = 0;
   std::atomic<bool> fenced{false};
@@ -423,7 +423,7 @@ TEST(TensorParallelTest, AStoppedRankFailsTheStepAtItsDeadlineBehindTheFence) {
 
 // A rank played by hand, which takes its time.
 TEST(TensorParallelTest, ALayerIsToldOfWhenAllRanksHaveWrittenIt) {
-  const TinyFile file(kEven);
+  const TinyFile file(Even());
   const std::vector<uint32_t> tokens = Tokens(20);
   const SharedMemory memory = *ShmComm::MakeGroup({.size = 2});
   int sockets[2];
@@ -470,8 +470,8 @@ TEST(TensorParallelTest, ALayerIsToldOfWhenAllRanksHaveWrittenIt) {
 }
 
 TEST(TensorParallelTest, RanksOfAnotherModelAreRefused) {
-  const TinyFile file(kEven);
-  TinyOptions deeper = kEven;
+  const TinyFile file(Even());
+  TinyOptions deeper = Even();
   deeper.layers = 3;
   const TinyFile other(deeper);
   auto memory = ShmComm::MakeGroup({.size = 2});
