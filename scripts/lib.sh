@@ -16,7 +16,7 @@ build_packages=(build-essential cmake ninja-build ccache pkg-config git ca-certi
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libspdlog-dev
   libboost1.81-dev libyaml-cpp-dev libpcre2-dev libutf8proc-dev libssl-dev libxxhash-dev
   libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv)
-test_packages=(clang libclang-rt-14-dev systemd iproute2)
+test_packages=(clang libclang-rt-14-dev systemd iproute2 g++-aarch64-linux-gnu qemu-user)
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"

@@ -54,7 +54,8 @@ const std::vector<TextRule>& TextRules() {
       {"gateway.auth.mode", {"keys", "none"}},
       {"worker.activations", {"fast", "float"}},
       {"worker.device", {"auto", "cpu", "cuda"}},
-      {"worker.instruction_set", {"auto", "scalar", "avx2", "avx512", "amx"}},
+      {"worker.instruction_set",
+       {"auto", "scalar", "avx2", "avx512", "amx", "neon", "neon-dotprod"}},
   };
   return *rules;
 }

@@ -24,7 +24,7 @@ struct CpuRunnerOptions {
   int threads = 0;                               // 0: all cores granted to the process
   int nice = 0;                                  // of the engine's threads, 0 to 19
   Activations activations = Activations::kFast;  // kFloat also makes the KV dtype f32
-  std::string instruction_set = "auto";          // auto | scalar | avx2 | avx512 | amx
+  std::string instruction_set = "auto";          // or the name of a granted table (isa.h)
   std::function<void(double)> on_load_progress;  // 0 .. 1
   TensorGroup group;                             // this process's rank in it
 };

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "common/logging.h"
+#include "engine/cpu/detect.h"
 
 namespace antiphon::engine::cpu {
 
@@ -20,15 +21,18 @@ absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name) {
     if (name == kernels->name) return kernels;
     names += (names.empty() ? "" : ", ") + std::string(kernels->name);
   }
-  constexpr std::array<std::string_view, 4> kKnown = {"scalar", "avx2", "avx512", "amx"};
+  constexpr std::array<std::string_view, 6> kKnown = {"scalar", "avx2", "avx512",
+                                                      "amx",    "neon", "neon-dotprod"};
   for (std::string_view known : kKnown) {
     if (name == known) {
       return absl::FailedPreconditionError(fmt::format(
           "instruction_set {} is not granted on this machine; granted: {}", name, names));
     }
   }
-  return absl::InvalidArgumentError(fmt::format(
-      "instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512 or amx", name));
+  return absl::InvalidArgumentError(
+      fmt::format("instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512, amx, neon or "
+                  "neon-dotprod",
+                  name));
 }
 
 std::string SlowKernelsNotice(const Kernels& kernels) {

@@ -21,9 +21,6 @@ absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name);
 // What an operator should hear when `kernels` is the best that this machine grants; empty: nothing.
 std::string SlowKernelsNotice(const Kernels& kernels);
 
-// Implemented once per architecture.
-std::vector<const Kernels*> DetectKernels();
-
 }  // namespace antiphon::engine::cpu
 
 #endif  // ANTIPHON_ENGINE_CPU_ISA_H_

@@ -1,4 +1,4 @@
-#include "engine/cpu/isa.h"
+#include "engine/cpu/detect.h"
 
 namespace antiphon::engine::cpu {
 

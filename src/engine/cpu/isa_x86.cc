@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "engine/cpu/isa.h"
+#include "engine/cpu/detect.h"
 #include "engine/cpu/kernels_x86.h"
 
 namespace antiphon::engine::cpu {
