@@ -58,7 +58,8 @@ class Check {
 };
 
 uint16_t RandomHalf(TestRandom& random) {  // of either sign, finite, some of them subnormal
-  return static_cast<uint16_t>(random.Below(2) << 15 | random.Below(24) << 10 | random.Below(1024));
+  const uint32_t sign_and_mantissa = random.Bits() & 0x83ff;
+  return static_cast<uint16_t>(sign_and_mantissa | random.Below(24) << 10);
 }
 
 void PutHalves(TestRandom& random, size_t bytes, uint8_t* out) {
@@ -172,8 +173,9 @@ void Check::Products() {
     for (size_t rows = 1; rows <= 33; ++rows) {
       const size_t columns = super ? 256 + 256 * (rows % 2) : 32 + 32 * (rows % 4);
       const int groups = rows <= 5 ? static_cast<int>(rows) : 1 + static_cast<int>(rows % 3);
-      Product(type, RandomWeights(type, columns, groups, random), random.Normals(rows * columns),
-              rows, columns, groups,
+      const std::vector<uint8_t> weights = RandomWeights(type, columns, groups, random);
+      const std::vector<float> x = random.Normals(rows * columns);
+      Product(type, weights, x, rows, columns, groups,
               std::string(kTypeNames[t]) + ", " + std::to_string(rows) + " rows, " +
                   std::to_string(columns) + " columns, " + std::to_string(groups) + " groups");
     }
