@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "absl/strings/match.h"
 #include "antiphon/v1/config.pb.h"
 #include "common/config/rules.h"
 #include "common/config/spelling.h"
@@ -326,8 +327,8 @@ void ForEachLeaf(const Message& message, const std::string& path, const F& leaf)
 }
 
 std::string QuoteYaml(const std::string& text) {
-  const bool plain = !text.empty() && text != "~" && text != "null" && text[0] != '-' &&
-                     text.back() != ':' &&
+  const bool plain = !text.empty() && text != "~" && !absl::EqualsIgnoreCase(text, "null") &&
+                     text[0] != '-' && text.back() != ':' &&
                      std::all_of(text.begin(), text.end(),
                                  [](char c) {
                                    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
