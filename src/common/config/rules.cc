@@ -55,7 +55,7 @@ const std::vector<TextRule>& TextRules() {
       {"worker.activations", {"fast", "float"}},
       {"worker.device", {"auto", "cpu", "cuda"}},
       {"worker.instruction_set",
-       {"auto", "scalar", "avx2", "avx512", "amx", "neon", "neon-dotprod"}},
+       {"auto", "scalar", "avx2", "avx512", "avx512-bf16", "amx", "neon", "neon-dotprod"}},
   };
   return *rules;
 }

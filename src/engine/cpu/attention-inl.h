@@ -1,136 +1,29 @@
-// Attention over paged K and V. Part of kernels-inl.h.
+// Attention over paged K and V. Part of kernels-inl.h. Whoever includes this has chosen
+// Bf16Operands, what a cache of bf16 numbers is multiplied as.
 //
 // The cache is walked in tiles of 64 tokens counted from position 0. Each tile yields its own
 // maximum, sum and weighted values, which are then merged in ascending order: a tile's arithmetic
 // depends neither on where a chunk starts nor on which queries share the pass.
+//
+// A cache of bf16 numbers is multiplied with queries and weights that are rounded to bf16. Scores
+// are summed over pairs of dims, weighted values over pairs of tokens, of each pair the second
+// first, with fused multiply-adds: that is what the processor's instruction for bf16 does
+// (VDPBF16PS, Intel's manual, volume 2; it takes subnormal numbers for zeros, which none of these
+// are). Where there is one, the operands stay pairs; elsewhere they are widened to floats.
 #ifndef ANTIPHON_ENGINE_CPU_ATTENTION_INL_H_
 #define ANTIPHON_ENGINE_CPU_ATTENTION_INL_H_
 
 namespace antiphon::engine::cpu {
 namespace {
 
-struct Bf16Cache {
-  static constexpr int kBytes = 2;
-  static F At(const std::byte* p) { return LoadBf16(reinterpret_cast<const uint16_t*>(p)); }
-  static float One(const std::byte* p, int i) {
-    uint16_t h;
-    std::memcpy(&h, p + 2 * i, 2);
-    const uint32_t bits = static_cast<uint32_t>(h) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-  }
-};
-struct F32Cache {
-  static constexpr int kBytes = 4;
-  static F At(const std::byte* p) { return Load(reinterpret_cast<const float*>(p)); }
-  static float One(const std::byte* p, int i) {
-    float f;
-    std::memcpy(&f, p + 4 * i, 4);
-    return f;
-  }
-};
-
-// Where the tokens of a tile lie: the first byte of each one's K, without `key_offset`.
-struct TileTokens {
-  const std::byte* at[kAttentionTile];
-  uint32_t first = 0;
-  int count = 0;
-};
-
-inline void FindTile(const Attention& a, uint32_t first, uint32_t end, TileTokens& tile) {
-  tile.first = first;
-  tile.count = end - first < kAttentionTile ? static_cast<int>(end - first) : kAttentionTile;
-  uint32_t block = first / a.block_tokens;
-  uint32_t within = first % a.block_tokens;
-  for (int t = 0; t < tile.count; ++t) {
-    tile.at[t] = a.blocks[block] + within * a.token_bytes;
-    if (++within == a.block_tokens) {
-      within = 0;
-      ++block;
-    }
-  }
-}
-
-// A row of one head is a few lines in the midst of its token's others: no prefetcher of the
-// processor's sees the stride in time.
-template <typename Cache>
-inline void PrefetchTile(const Attention& a, const TileTokens& tile) {
-  for (int t = 0; t < tile.count; ++t) {
-    for (int byte = 0; byte < a.head_dim * Cache::kBytes; byte += 64) {
-      __builtin_prefetch(tile.at[t] + a.key_offset + byte, 0, 2);
-      __builtin_prefetch(tile.at[t] + a.value_offset + byte, 0, 2);
-    }
-  }
-}
-
-template <typename Cache>
-inline F LoadDims(const std::byte* p, int dim, int head_dim) {
-  if (dim + 16 <= head_dim) return Cache::At(p + dim * Cache::kBytes);
-  float tail[16] = {};
-  for (int i = dim; i < head_dim; ++i) tail[i - dim] = Cache::One(p, i);
-  return Load(tail);
-}
-
-// keys: [dim][64 tokens], from the group of 16 tokens at `t` on; lanes of a vector past the last
-// token are zero.
-template <typename Cache>
-void PackKeys(const Attention& a, const TileTokens& tile, int t, float* keys) {
-  for (; t < tile.count; t += 16) {
-    const int lanes = tile.count - t < 16 ? tile.count - t : 16;
-    int dim = 0;
-    if constexpr (Cache::kBytes == 2) {
-      // Two neighbouring dims travel through the transposition as one 32-bit lane.
-      for (; lanes == 16 && dim + 32 <= a.head_dim; dim += 32) {
-        F k[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          k[i] = Load(reinterpret_cast<const float*>(tile.at[t + i] + a.key_offset + 2 * dim));
-        }
-        Transpose(k);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          Store(keys + (dim + 2 * i) * kAttentionTile + t, LowBf16(k[i]));
-          Store(keys + (dim + 2 * i + 1) * kAttentionTile + t, HighBf16(k[i]));
-        }
-      }
-    }
-    for (; dim < a.padded_dim; dim += 16) {
-      F k[16];
-      for (int i = 0; i < 16; ++i) {
-        k[i] = i < lanes ? LoadDims<Cache>(tile.at[t + i] + a.key_offset, dim, a.head_dim) : Zero();
-      }
-      Transpose(k);
-      for (int i = 0; i < 16; ++i) Store(keys + (dim + i) * kAttentionTile + t, k[i]);
-    }
-  }
-}
-
-// values: [token][dim].
-template <typename Cache>
-void PackValues(const Attention& a, const TileTokens& tile, float* values) {
-  for (int t = 0; t < tile.count; ++t) {
-    for (int dim = 0; dim < a.padded_dim; dim += 16) {
-      Store(values + t * a.padded_dim + dim,
-            LoadDims<Cache>(tile.at[t] + a.value_offset, dim, a.head_dim));
-    }
-  }
-}
-
-// Sixteen values of token `t` from dim `dim` on: unpacked before, or where the cache has them.
+// Sixteen values, unpacked before.
 struct PackedValues {
   const float* values;
   int padded_dim;
-  F At(int t, int dim) const { return Load(values + t * padded_dim + dim); }
-};
-template <typename Cache>
-struct CachedValues {
-  const std::byte* const* tokens;
-  size_t offset;
-  F At(int t, int dim) const { return Cache::At(tokens[t] + offset + dim * Cache::kBytes); }
+  F At(int index, int dim) const { return Load(values + index * padded_dim + dim); }
 };
 
-template <int kQueries, int kVectors>
+template <typename Operands, int kQueries, int kVectors>
 inline void ScoreTile(const float* queries, int padded_dim, const float* keys, float* scores) {
   F acc[kQueries][kVectors];
 #pragma GCC unroll 4
@@ -138,15 +31,17 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) acc[q][v] = Zero();
   }
-  for (int d = 0; d < padded_dim; ++d) {
+  const int length = padded_dim / Operands::kNumbers;
+  for (int step = 0; step < length; ++step) {
+    const int at = Operands::Index(step);
     F k[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) k[v] = Load(keys + d * kAttentionTile + 16 * v);
+    for (int v = 0; v < kVectors; ++v) k[v] = Load(keys + at * kAttentionTile + 16 * v);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
-      const F x = Splat(queries[q * padded_dim + d]);
+      const F x = Splat(queries[q * length + at]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Fma(x, k[v], acc[q][v]);
+      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(x, k[v], acc[q][v]);
     }
   }
 #pragma GCC unroll 4
@@ -158,26 +53,27 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 
 // The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
 // once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32.
-template <int kQueries>
+template <typename Operands, int kQueries>
 inline void ScoreGroup(const Attention& a, const TileTokens& tile, int t, const float* queries,
                        float* scores) {
   F acc[kQueries];
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) acc[q] = Zero();
+  const int length = a.padded_dim / Operands::kNumbers;
   for (int dim = 0; dim < a.head_dim; dim += 32) {
     F k[16];
+    TurnPairs(a, tile, t, dim, k);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      k[i] = Load(reinterpret_cast<const float*>(tile.at[t + i] + a.key_offset + 2 * dim));
-    }
-    Transpose(k);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      const F low = LowBf16(k[i]), high = HighBf16(k[i]);
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
-        const float* x = queries + q * a.padded_dim + dim + 2 * i;
-        acc[q] = Fma(Splat(x[1]), high, Fma(Splat(x[0]), low, acc[q]));
+        const float* x = queries + q * length + dim / Operands::kNumbers;
+        if constexpr (Operands::kNumbers == 2) {
+          acc[q] = PairFma(Splat(x[i]), k[i], acc[q]);
+        } else {
+          acc[q] = Fma(Splat(x[2 * i + 1]), HighBf16(k[i]), acc[q]);
+          acc[q] = Fma(Splat(x[2 * i]), LowBf16(k[i]), acc[q]);
+        }
       }
     }
   }
@@ -196,52 +92,70 @@ struct MergeInto {
     float* o = out + q * stride + dim;
     Store(o, Fma(values, Splat(take[q]), Mul(Load(o), Splat(keep[q]))));
   }
-  MergeInto From(int q) const { return {out + q * stride, stride, keep + q, take + q}; }
 };
 struct StoreTo {
   float* out;
   int stride;
   void Put(int q, int dim, F values) const { Store(out + q * stride + dim, values); }
-  StoreTo From(int q) const { return {out + q * stride, stride}; }
 };
 
-// Weights x values, for kVectors vectors of dims.
-template <int kQueries, int kVectors, typename Values, typename Sink>
-inline void ValueTile(const float* weights, const Values& values, int dim, int tokens,
-                      const Sink& sink) {
+// Weights x values, for kVectors vectors of dims. Query q sees visible[q] tokens, of which the
+// queries have 2 * `common` in common. Tokens that a query does not see never enter its sums, not
+// even with weight 0.
+template <typename Operands, int kQueries, int kVectors, typename Values, typename Sink>
+inline void ValueTile(const float* weights, const Values& values, int dim, const int* visible,
+                      int common, const Sink& sink) {
   F acc[kQueries][kVectors];
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) acc[q][v] = Zero();
   }
-  for (int t = 0; t < tokens; ++t) {
+  constexpr int kSteps = 2 / Operands::kNumbers;  // of a pair
+  for (int step = 0; step < common * kSteps; ++step) {
+    const int at = Operands::Index(step);
     F x[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = values.At(t, dim + 16 * v);
+    for (int v = 0; v < kVectors; ++v) x[v] = values.At(at, dim + 16 * v);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
-      const F w = Splat(weights[q * kAttentionTile + t]);
+      const F w = Splat(weights[q * kAttentionTile + at]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Fma(w, x[v], acc[q][v]);
+      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(w, x[v], acc[q][v]);
     }
   }
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
+    int step = common * kSteps;
+    for (; step < visible[q] / 2 * kSteps; ++step) {
+      const int at = Operands::Index(step);
+      const F w = Splat(weights[q * kAttentionTile + at]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        acc[q][v] = Operands::Product(w, values.At(at, dim + 16 * v), acc[q][v]);
+      }
+    }
+    if (visible[q] % 2 != 0) {
+      const F w = Splat(weights[q * kAttentionTile + step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        acc[q][v] = Operands::AddLone(w, values.At(step, dim + 16 * v), acc[q][v]);
+      }
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sink.Put(q, dim + 16 * v, acc[q][v]);
   }
 }
 
-template <int kQueries, typename Values, typename Sink>
-inline void ValueTiles(const float* weights, const Values& values, int tokens, int padded_dim,
-                       const Sink& sink) {
+template <typename Operands, int kQueries, typename Values, typename Sink>
+inline void ValueTiles(const float* weights, const Values& values, const int* visible, int common,
+                       int padded_dim, const Sink& sink) {
   int dim = 0;
   for (; dim + 16 * kTileVectors <= padded_dim; dim += 16 * kTileVectors) {
-    ValueTile<kQueries, kTileVectors>(weights, values, dim, tokens, sink);
+    ValueTile<Operands, kQueries, kTileVectors>(weights, values, dim, visible, common, sink);
   }
   for (; dim < padded_dim; dim += 16) {
-    ValueTile<kQueries, 1>(weights, values, dim, tokens, sink);
+    ValueTile<Operands, kQueries, 1>(weights, values, dim, visible, common, sink);
   }
 }
 
@@ -251,21 +165,27 @@ struct SoftmaxState {
   float* sums;
 };
 
-// Turns scores into weights relative to the tile's maximum; returns the maximum, adds up `sum`.
+// Turns scores into weights relative to the tile's maximum; returns the maximum and the weights'
+// sum. Weights past `visible` are zero up to the next even one.
+template <typename Operands>
 inline float SoftmaxTile(float* scores, int visible, float* sum) {
+  const int whole = visible & ~15;
   F peak = Splat(-kInfinity);
-  for (int t = 0; t < visible; t += 16) {
-    const F x = FillFrom(Load(scores + t), visible - t, -kInfinity);
-    Store(scores + t, x);
+  for (int t = 0; t < whole; t += 16) peak = Max(peak, Load(scores + t));
+  if (whole < visible) {
+    const F x = FillFrom(Load(scores + whole), visible - whole, -kInfinity);
+    Store(scores + whole, x);
     peak = Max(peak, x);
   }
   const float tile_max = MaxOf(peak);
   F total = Zero();
-  for (int t = 0; t < visible; t += 16) {
-    const F d = Sub(Load(scores + t), Splat(tile_max));
-    const F w = ZeroBelow(d, Splat(kLowestExp), Exp(d));
-    Store(scores + t, w);
-    total = Add(total, w);
+  for (int t = 0; t < whole; t += 16) {
+    const F w = ExpOfScore(Sub(Load(scores + t), Splat(tile_max)));
+    total = Add(total, Operands::StoreWeights(w, scores, t));
+  }
+  if (whole < visible) {
+    const F w = ExpOfScore(Sub(Load(scores + whole), Splat(tile_max)));
+    total = Add(total, Operands::StoreWeights(FillFrom(w, visible - whole, 0), scores, whole));
   }
   *sum = Sum(total);
   return tile_max;
@@ -292,40 +212,47 @@ inline void MergeSums(const float* tile_maxima, const float* tile_sums, int quer
   }
 }
 
-template <int kQueries, typename Values>
-void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query, const float* keys,
-               const Values& values, float* scores, const SoftmaxState& state) {
+template <typename Operands, int kQueries, typename Values>
+void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query,
+               const float* queries, const float* keys, const Values& values, float* scores,
+               const SoftmaxState& state) {
   const int dim = a.padded_dim;
-  const float* queries = a.queries + static_cast<size_t>(query) * dim;
-  const int vectors = (tile.count + 15) / 16;
-  int v = 0;
-  for (; v < direct; ++v) ScoreGroup<kQueries>(a, tile, 16 * v, queries, scores);
-  for (; v + kTileVectors <= vectors; v += kTileVectors) {
-    ScoreTile<kQueries, kTileVectors>(queries, dim, keys + 16 * v, scores + 16 * v);
-  }
-  for (; v < vectors; ++v) ScoreTile<kQueries, 1>(queries, dim, keys + 16 * v, scores + 16 * v);
-
-  float tile_maxima[kQueries];
-  float tile_sums[kQueries];
+  queries += static_cast<size_t>(query) * dim / Operands::kNumbers;
   int visible[kQueries];
-  bool same = true;
   for (int q = 0; q < kQueries; ++q) {
     const uint32_t left = a.limits[query + q] - tile.first;
     visible[q] = left < static_cast<uint32_t>(tile.count) ? static_cast<int>(left) : tile.count;
-    same = same && visible[q] == visible[0];
-    tile_maxima[q] = SoftmaxTile(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
   }
-  // Tokens that a query does not see never enter its sums, not even with weight 0.
-  const auto add = [&](const auto& sink) {
-    if (same) return ValueTiles<kQueries>(scores, values, visible[0], dim, sink);
-    for (int q = 0; q < kQueries; ++q) {
-      ValueTiles<1>(scores + q * kAttentionTile, values, visible[q], dim, sink.From(q));
+  const int vectors = (visible[kQueries - 1] + 15) / 16;
+  int v = 0;
+  for (; v < direct && v < vectors; ++v) {
+    ScoreGroup<Operands, kQueries>(a, tile, 16 * v, queries, scores);
+  }
+  while (v < vectors) {
+    const float* k = keys + 16 * v;
+    float* out = scores + 16 * v;
+    if (kTileVectors == 4 && vectors - v > 2 && v == 0) {
+      ScoreTile<Operands, kQueries, 4>(queries, dim, k, out);
+      v += 4;
+    } else if (vectors - v > 1) {
+      ScoreTile<Operands, kQueries, 2>(queries, dim, k, out);
+      v += 2;
+    } else {
+      ScoreTile<Operands, kQueries, 1>(queries, dim, k, out);
+      ++v;
     }
-  };
+  }
+
+  float tile_maxima[kQueries];
+  float tile_sums[kQueries];
+  for (int q = 0; q < kQueries; ++q) {
+    tile_maxima[q] = SoftmaxTile<Operands>(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
+  }
+  const int common = visible[0] / 2;
   if (a.partials != nullptr) {
     const int stride = static_cast<int>(AttentionPartialFloats(a.padded_dim));
     float* partial = a.partials + (size_t{tile.first / kAttentionTile} * a.count + query) * stride;
-    add(StoreTo{partial, stride});
+    ValueTiles<Operands, kQueries>(scores, values, visible, common, dim, StoreTo{partial, stride});
     for (int q = 0; q < kQueries; ++q) {
       partial[q * stride + dim] = tile_maxima[q];
       partial[q * stride + dim + 1] = tile_sums[q];
@@ -334,17 +261,20 @@ void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query
   }
   float factors[16];
   MergeSums<kQueries>(tile_maxima, tile_sums, query, state, factors);
-  add(MergeInto{a.out + static_cast<size_t>(query) * dim, dim, factors, factors + 8});
+  ValueTiles<Operands, kQueries>(
+      scores, values, visible, common, dim,
+      MergeInto{a.out + static_cast<size_t>(query) * dim, dim, factors, factors + 8});
 }
 
-template <int kQueries, typename Values>
+template <typename Operands, int kQueries, typename Values>
 inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, int direct, int query,
-                       const float* keys, const Values& values, float* scores,
+                       const float* queries, const float* keys, const Values& values, float* scores,
                        const SoftmaxState& state) {
   if (count == kQueries) {
-    QueryTile<kQueries>(a, tile, direct, query, keys, values, scores, state);
+    QueryTile<Operands, kQueries>(a, tile, direct, query, queries, keys, values, scores, state);
   } else if constexpr (kQueries > 1) {
-    QueryTiles<kQueries - 1>(count, a, tile, direct, query, keys, values, scores, state);
+    QueryTiles<Operands, kQueries - 1>(count, a, tile, direct, query, queries, keys, values, scores,
+                                       state);
   }
 }
 
@@ -365,18 +295,25 @@ inline void End(const Attention& a, const SoftmaxState& state) {
   }
 }
 
-template <typename Cache>
+template <typename Operands>
 void AttendOver(const Attention& a) {
+  using Cache = typename Operands::Cache;
   float* keys = a.scratch;
   float* values = keys + static_cast<size_t>(a.padded_dim) * kAttentionTile;
   float* scores = values + static_cast<size_t>(a.padded_dim) * kAttentionTile;
+  float* queries = scores + 4 * kAttentionTile;
+  const size_t query_floats = static_cast<size_t>(a.padded_dim) / Operands::kNumbers;
+  for (int q = 0; q < a.count; ++q) {
+    Operands::PackQuery(a.queries + static_cast<size_t>(q) * a.padded_dim, a.padded_dim,
+                        queries + static_cast<size_t>(q) * query_floats);
+  }
   SoftmaxState state{};
   uint32_t first = 0, end = a.limits[a.count - 1];
   if (a.partials != nullptr) {
     first = a.first_tile * kAttentionTile;
     end = end < a.end_tile * kAttentionTile ? end : a.end_tile * kAttentionTile;
   } else {
-    state = Begin(a, scores + 4 * kAttentionTile);
+    state = Begin(a, queries + static_cast<size_t>(a.count) * query_floats);
   }
   // Values that are read once are read where they lie.
   const bool in_place = a.count <= kTileQueries && a.head_dim == a.padded_dim;
@@ -393,17 +330,19 @@ void AttendOver(const Attention& a) {
       PrefetchTile<Cache>(a, next);
     }
     while (a.limits[start] <= first) ++start;
-    const int direct = keys_in_place ? tile.count / 16 : 0;  // groups of 16 tokens
-    PackKeys<Cache>(a, tile, 16 * direct, keys);
-    if (!in_place) PackValues<Cache>(a, tile, values);
+    const int direct = keys_in_place ? (tile.count + 15) / 16 : 0;  // groups of 16 tokens
+    Operands::PackKeys(a, tile, 16 * direct, keys);
+    if (!in_place) Operands::PackValues(a, tile, values);
     for (int q = start; q < a.count; q += kTileQueries) {
       const int count = a.count - q < kTileQueries ? a.count - q : kTileQueries;
       if (in_place) {
-        QueryTiles<kTileQueries>(count, a, tile, direct, q, keys,
-                                 CachedValues<Cache>{tile.at, a.value_offset}, scores, state);
+        const typename Operands::CachedValues cached{tile.at, a.value_offset};
+        QueryTiles<Operands, kTileQueries>(count, a, tile, direct, q, queries, keys, cached, scores,
+                                           state);
       } else {
-        QueryTiles<kTileQueries>(count, a, tile, direct, q, keys,
-                                 PackedValues{values, a.padded_dim}, scores, state);
+        const PackedValues packed{values, a.padded_dim};
+        QueryTiles<Operands, kTileQueries>(count, a, tile, direct, q, queries, keys, packed, scores,
+                                           state);
       }
     }
   }
@@ -411,7 +350,7 @@ void AttendOver(const Attention& a) {
 }
 
 // In the order, and with the operations, in which AttendOver merges tile by tile.
-void MergeAttention(const Attention& a) {
+[[maybe_unused]] void MergeAttention(const Attention& a) {
   const SoftmaxState state = Begin(a, a.scratch);
   const size_t stride = AttentionPartialFloats(a.padded_dim);
   for (int q = 0; q < a.count; ++q) {
@@ -430,9 +369,9 @@ void MergeAttention(const Attention& a) {
 
 void Attend(const Attention& a) {
   if (a.f32_cache) {
-    AttendOver<F32Cache>(a);
+    AttendOver<FloatOperands<F32Cache>>(a);
   } else {
-    AttendOver<Bf16Cache>(a);
+    AttendOver<Bf16Operands>(a);
   }
 }
 

@@ -35,7 +35,7 @@ std::string RopeText(const model::LlamaShape& s) {
 // Every instruction set computes the same bits, so none is named. Before 2, Q5 and K formats were
 // multiplied with float activations.
 std::string KernelClass(Activations activations) {
-  return activations == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-2";
+  return activations == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-3";
 }
 
 // What ranks must agree on.

@@ -21,8 +21,8 @@ absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name) {
     if (name == kernels->name) return kernels;
     names += (names.empty() ? "" : ", ") + std::string(kernels->name);
   }
-  constexpr std::array<std::string_view, 6> kKnown = {"scalar", "avx2", "avx512",
-                                                      "amx",    "neon", "neon-dotprod"};
+  constexpr std::array<std::string_view, 7> kKnown = {
+      "scalar", "avx2", "avx512", "avx512-bf16", "amx", "neon", "neon-dotprod"};
   for (std::string_view known : kKnown) {
     if (name == known) {
       return absl::FailedPreconditionError(fmt::format(
@@ -30,8 +30,8 @@ absl::StatusOr<const Kernels*> KernelsNamed(std::string_view name) {
     }
   }
   return absl::InvalidArgumentError(
-      fmt::format("instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512, amx, neon or "
-                  "neon-dotprod",
+      fmt::format("instruction_set \"{}\" is unknown; use auto, scalar, avx2, avx512, avx512-bf16, "
+                  "amx, neon or neon-dotprod",
                   name));
 }
 

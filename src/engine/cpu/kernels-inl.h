@@ -9,28 +9,10 @@
 
 #include "engine/cpu/kernels.h"
 
+#include "engine/cpu/exp-inl.h"
+
 namespace antiphon::engine::cpu {
 namespace {
-
-constexpr float kInfinity = __builtin_inff();
-constexpr float kLowestExp = -87.0f;  // exp below this is taken as 0 where it matters
-
-// exp for |x| within the range of normal floats (clamped); 1 ulp. Polynomial: Cephes expf.
-inline F Exp(F x) {
-  x = Min(Max(x, Splat(kLowestExp)), Splat(88.0f));
-  const F magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const F n = Sub(Fma(x, Splat(1.44269504088896341f), magic), magic);
-  F r = Fma(n, Splat(-0.693359375f), x);
-  r = Fma(n, Splat(2.12194440e-4f), r);
-  F p = Splat(1.9875691500e-4f);
-  p = Fma(p, r, Splat(1.3981999507e-3f));
-  p = Fma(p, r, Splat(8.3334519073e-3f));
-  p = Fma(p, r, Splat(4.1665795894e-2f));
-  p = Fma(p, r, Splat(1.6666665459e-1f));
-  p = Fma(p, r, Splat(5.0000001201e-1f));
-  p = Add(Fma(p, Mul(r, r), r), Splat(1.0f));
-  return Mul(p, Exp2(n));
-}
 
 inline float SqrtOf(float x) { return __builtin_sqrtf(x); }
 
@@ -258,6 +240,16 @@ double SumExp(const float* x, size_t n, float shift) {
   }
   return total;
 }
+
+}  // namespace
+}  // namespace antiphon::engine::cpu
+
+#include "engine/cpu/attention_operands-inl.h"
+
+namespace antiphon::engine::cpu {
+namespace {
+
+using Bf16Operands = FloatOperands<Bf16Cache>;
 
 }  // namespace
 }  // namespace antiphon::engine::cpu

@@ -161,9 +161,9 @@ struct Attention {
 };
 // A tile's values, maximum and sum for one query.
 constexpr size_t AttentionPartialFloats(size_t padded_dim) { return padded_dim + 16; }
-// Transposed keys, values, weights of up to 4 queries, running maximum and sum.
+// Transposed keys, values, weights of up to 4 queries, the queries, running maximum and sum.
 constexpr size_t AttentionScratchFloats(size_t count, size_t padded_dim) {
-  return 2 * padded_dim * kAttentionTile + 4 * kAttentionTile + 2 * count + 64;
+  return 2 * padded_dim * kAttentionTile + 4 * kAttentionTile + count * (padded_dim + 2) + 64;
 }
 
 struct Kernels {

@@ -281,8 +281,16 @@ void QuantMatMul(const MatMul& m) {
 
 constexpr Kernels kTable = MakeTable("avx512");
 
+constexpr Kernels WithBf16(Kernels table) {
+  table.name = "avx512-bf16";
+  table.attention = AttendWithBf16;
+  return table;
+}
+constexpr Kernels kBf16Table = WithBf16(kTable);
+
 }  // namespace
 
 const Kernels& Avx512Kernels() { return kTable; }
+const Kernels& Avx512Bf16Kernels() { return kBf16Table; }
 
 }  // namespace antiphon::engine::cpu

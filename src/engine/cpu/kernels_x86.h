@@ -6,8 +6,12 @@
 
 namespace antiphon::engine::cpu {
 
-const Kernels& Avx2Kernels();    // AVX2, FMA, F16C
-const Kernels& Avx512Kernels();  // AVX-512 F, BW, DQ, VL, VNNI
+const Kernels& Avx2Kernels();        // AVX2, FMA, F16C
+const Kernels& Avx512Kernels();      // AVX-512 F, BW, DQ, VL, VNNI
+const Kernels& Avx512Bf16Kernels();  // and BF16
+
+// The attention of Avx512Bf16Kernels.
+void AttendWithBf16(const Attention& a);
 
 }  // namespace antiphon::engine::cpu
 

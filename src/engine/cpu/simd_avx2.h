@@ -56,6 +56,13 @@ inline __m256 Exp2Half(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
 inline F Exp2(F n) { return {Exp2Half(n.lo), Exp2Half(n.hi)}; }
+inline __m256 AddToExponentHalf(__m256 x, __m256 n) {
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+}
+inline F AddToExponent(F x, F n) {
+  return {AddToExponentHalf(x.lo, n.lo), AddToExponentHalf(x.hi, n.hi)};
+}
 inline __m256 WidenF16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -73,16 +80,20 @@ inline F HighBf16(F pairs) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000)));
   return {_mm256_and_ps(pairs.lo, mask), _mm256_and_ps(pairs.hi, mask)};
 }
-inline __m256i RoundBf16(__m256 a) {
+inline __m256i NearestBf16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))),
                            16);
 }
 inline void StoreBf16(uint16_t* p, F a) {
-  const __m256i packed = _mm256_packus_epi32(RoundBf16(a.lo), RoundBf16(a.hi));
+  const __m256i packed = _mm256_packus_epi32(NearestBf16(a.lo), NearestBf16(a.hi));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
+inline __m256 RoundBf16Half(__m256 a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(NearestBf16(a), 16));
+}
+inline F RoundBf16(F a) { return {RoundBf16Half(a.lo), RoundBf16Half(a.hi)}; }
 inline int32_t StoreInt8(int8_t* p, F a) {
   const __m256i lo = _mm256_cvtps_epi32(a.lo);
   const __m256i hi = _mm256_cvtps_epi32(a.hi);

@@ -59,6 +59,11 @@ inline float32x4_t Exp2Quarter(float32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23));
 }
 inline F Exp2(F n) { ANTIPHON_QUARTERS(Exp2Quarter(n.v[i])); }
+inline float32x4_t AddToExponentQuarter(float32x4_t x, float32x4_t n) {
+  const uint32x4_t add = vshlq_n_u32(vreinterpretq_u32_f32(n), 23);
+  return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(x), add));
+}
+inline F AddToExponent(F x, F n) { ANTIPHON_QUARTERS(AddToExponentQuarter(x.v[i], n.v[i])); }
 inline float32x4_t WidenF16(const uint16_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
@@ -72,15 +77,20 @@ inline float32x4_t LowHalves(float32x4_t pairs) {
 }
 inline F LowBf16(F pairs) { ANTIPHON_QUARTERS(LowHalves(pairs.v[i])); }
 inline F HighBf16(F pairs) { ANTIPHON_QUARTERS(Keep(vdupq_n_u32(0xffff0000), pairs.v[i])); }
+// The upper halves are bf16 numbers.
+inline uint32x4_t NearestBf16(float32x4_t a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  return vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+}
 inline void StoreBf16(uint16_t* p, F a) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const uint32x4_t bits = vreinterpretq_u32_f32(a.v[i]);
-    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
-    const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-    vst1_u16(p + 4 * i, vshrn_n_u32(rounded, 16));
-  }
+  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vshrn_n_u32(NearestBf16(a.v[i]), 16));
 }
+inline float32x4_t RoundBf16Quarter(float32x4_t a) {
+  return Keep(vdupq_n_u32(0xffff0000), vreinterpretq_f32_u32(NearestBf16(a)));
+}
+inline F RoundBf16(F a) { ANTIPHON_QUARTERS(RoundBf16Quarter(a.v[i])); }
 inline int32_t StoreInt8(int8_t* p, F a) {
   int32x4_t q[4];
 #pragma GCC unroll 4

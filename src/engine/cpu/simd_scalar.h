@@ -53,6 +53,18 @@ inline F Exp2(F n) {
   return r;
 }
 
+// Adds the number in the lowest bits of n's representation to the exponent of x.
+inline F AddToExponent(F x, F n) {
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits, add;
+    std::memcpy(&bits, &x.v[i], 4);
+    std::memcpy(&add, &n.v[i], 4);
+    bits += add << 23;
+    std::memcpy(&x.v[i], &bits, 4);
+  }
+  return x;
+}
+
 inline float HalfToFloat(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
   const uint32_t exponent = (h >> 10) & 31;
@@ -105,6 +117,12 @@ inline void StoreBf16(uint16_t* p, F a) {
     std::memcpy(&bits, &a.v[i], 4);
     p[i] = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
   }
+}
+// To the nearest bf16 number, even of two.
+inline F RoundBf16(F a) {
+  uint16_t rounded[16];
+  StoreBf16(rounded, a);
+  return LoadBf16(rounded);
 }
 // Rounds to nearest even, stores, and returns the sum. Lanes lie within +-127.
 inline int32_t StoreInt8(int8_t* p, F a) {

@@ -1,0 +1,165 @@
+// What attention multiplies: the cache's tiles of tokens, and their keys and values as floats. Part
+// of kernels-inl.h.
+#ifndef ANTIPHON_ENGINE_CPU_ATTENTION_OPERANDS_INL_H_
+#define ANTIPHON_ENGINE_CPU_ATTENTION_OPERANDS_INL_H_
+
+namespace antiphon::engine::cpu {
+namespace {
+
+struct Bf16Cache {
+  static constexpr int kBytes = 2;
+  static F At(const std::byte* p) { return LoadBf16(reinterpret_cast<const uint16_t*>(p)); }
+  static float One(const std::byte* p, int i) {
+    uint16_t h;
+    std::memcpy(&h, p + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(h) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+  }
+};
+struct F32Cache {
+  static constexpr int kBytes = 4;
+  static F At(const std::byte* p) { return Load(reinterpret_cast<const float*>(p)); }
+  static float One(const std::byte* p, int i) {
+    float f;
+    std::memcpy(&f, p + 4 * i, 4);
+    return f;
+  }
+};
+
+// Where the tokens of a tile lie: the first byte of each one's K, without `key_offset`. Of an odd
+// number the last is there twice: pairs are read whole.
+struct TileTokens {
+  const std::byte* at[kAttentionTile];
+  uint32_t first = 0;
+  int count = 0;
+};
+
+inline void FindTile(const Attention& a, uint32_t first, uint32_t end, TileTokens& tile) {
+  tile.first = first;
+  tile.count = end - first < kAttentionTile ? static_cast<int>(end - first) : kAttentionTile;
+  uint32_t block = first / a.block_tokens;
+  uint32_t within = first % a.block_tokens;
+  for (int t = 0; t < tile.count; ++t) {
+    tile.at[t] = a.blocks[block] + within * a.token_bytes;
+    if (++within == a.block_tokens) {
+      within = 0;
+      ++block;
+    }
+  }
+  if (tile.count % 2 != 0) tile.at[tile.count] = tile.at[tile.count - 1];
+}
+
+// A row of one head is a few lines in the midst of its token's others: no prefetcher of the
+// processor's sees the stride in time.
+template <typename Cache>
+inline void PrefetchTile(const Attention& a, const TileTokens& tile) {
+  for (int t = 0; t < tile.count; ++t) {
+    for (int byte = 0; byte < a.head_dim * Cache::kBytes; byte += 64) {
+      __builtin_prefetch(tile.at[t] + a.key_offset + byte, 0, 2);
+      __builtin_prefetch(tile.at[t] + a.value_offset + byte, 0, 2);
+    }
+  }
+}
+
+template <typename Cache>
+inline F LoadDims(const std::byte* p, int dim, int head_dim) {
+  if (dim + 16 <= head_dim) return Cache::At(p + dim * Cache::kBytes);
+  float tail[16] = {};
+  for (int i = dim; i < head_dim; ++i) tail[i - dim] = Cache::One(p, i);
+  return Load(tail);
+}
+
+// Thirty-two dims of sixteen tokens, as pairs: k[i] has dims dim + 2i and dim + 2i + 1 of all
+// tokens; zeros past the last one.
+inline void TurnPairs(const Attention& a, const TileTokens& tile, int t, int dim, F (&k)[16]) {
+  const int lanes = tile.count - t;
+  const auto load = [&](int i) {
+    return Load(reinterpret_cast<const float*>(tile.at[t + i] + a.key_offset + 2 * dim));
+  };
+  if (lanes >= 16) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) k[i] = load(i);
+  } else {
+    for (int i = 0; i < 16; ++i) k[i] = i < lanes ? load(i) : Zero();
+  }
+  Transpose(k);
+}
+
+// What the products of a tile are made of, and how. Both kinds run over steps: `Index` is the place
+// of a step in the operands, whose numbers lie one after the other.
+//
+// One number a step.
+template <typename TheCache>
+struct FloatOperands {
+  using Cache = TheCache;
+  static constexpr bool kRounds = Cache::kBytes == 2;
+  static constexpr int kNumbers = 1;  // a step
+  static int Index(int step) { return step ^ 1; }
+  static F Product(F a, F b, F sum) { return Fma(a, b, sum); }
+
+  // queries: [dim].
+  static void PackQuery(const float* query, int padded_dim, float* out) {
+    for (int d = 0; d < padded_dim; d += 16) {
+      const F x = Load(query + d);
+      Store(out + d, kRounds ? RoundBf16(x) : x);
+    }
+  }
+  // keys: [dim][64 tokens], from the group of 16 tokens at `t` on; lanes of a vector past the last
+  // token are zero.
+  static void PackKeys(const Attention& a, const TileTokens& tile, int t, float* keys) {
+    for (; t < tile.count; t += 16) {
+      int dim = 0;
+      F k[16];
+      if constexpr (Cache::kBytes == 2) {
+        for (; dim + 32 <= a.head_dim; dim += 32) {
+          TurnPairs(a, tile, t, dim, k);
+#pragma GCC unroll 16
+          for (int i = 0; i < 16; ++i) {
+            Store(keys + (dim + 2 * i) * kAttentionTile + t, LowBf16(k[i]));
+            Store(keys + (dim + 2 * i + 1) * kAttentionTile + t, HighBf16(k[i]));
+          }
+        }
+      }
+      const int lanes = tile.count - t;
+      for (; dim < a.padded_dim; dim += 16) {
+        for (int i = 0; i < 16; ++i) {
+          k[i] =
+              i < lanes ? LoadDims<Cache>(tile.at[t + i] + a.key_offset, dim, a.head_dim) : Zero();
+        }
+        Transpose(k);
+        for (int i = 0; i < 16; ++i) Store(keys + (dim + i) * kAttentionTile + t, k[i]);
+      }
+    }
+  }
+  // values: [token][dim].
+  static void PackValues(const Attention& a, const TileTokens& tile, float* values) {
+    for (int t = 0; t < tile.count; ++t) {
+      for (int dim = 0; dim < a.padded_dim; dim += 16) {
+        Store(values + t * a.padded_dim + dim,
+              LoadDims<Cache>(tile.at[t] + a.value_offset, dim, a.head_dim));
+      }
+    }
+  }
+  // Values where the cache has them. Whole vectors only.
+  struct CachedValues {
+    const std::byte* const* tokens;
+    size_t offset;
+    F At(int t, int dim) const { return Cache::At(tokens[t] + offset + dim * Cache::kBytes); }
+  };
+  // The product of a pair whose second token is not seen.
+  static F AddLone(F weight, F value, F sum) { return Fma(weight, value, Add(sum, Zero())); }
+  // Rounds sixteen weights, stores them where the products find them and returns them. Never
+  // writes past the floats from t on.
+  static F StoreWeights(F x, float* weights, int t) {
+    const F rounded = kRounds ? RoundBf16(x) : x;
+    Store(weights + t, rounded);
+    return rounded;
+  }
+};
+
+}  // namespace
+}  // namespace antiphon::engine::cpu
+
+#endif  // ANTIPHON_ENGINE_CPU_ATTENTION_OPERANDS_INL_H_
