@@ -93,10 +93,10 @@ std::vector<float> DequantiseAll(const std::vector<std::byte>& tiles, size_t row
     for (size_t c = 0; c < columns; ++c) {
       const std::byte* block = tiles.data() + tile * QuantTileBytes(kRowTile, columns) +
                                c / 32 * tile_rows * kQuantRowBlockBytes;
-      float scale;
-      std::memcpy(&scale, block + tile_rows * 32 + within * 4, 4);
+      QuantNumbers numbers;
+      std::memcpy(&numbers, block + tile_rows * 32 + within * sizeof(numbers), sizeof(numbers));
       x[row * columns + c] =
-          scale * static_cast<float>(static_cast<int8_t>(block[within * 32 + c % 32]));
+          numbers.scale * static_cast<float>(static_cast<int8_t>(block[within * 32 + c % 32]));
     }
   }
   return x;
@@ -324,8 +324,9 @@ TEST(KernelsTest, TwoQuantisedRowsHoldSixteenBits) {
   ScalarKernels().quantize_row_fine(x.data(), 64, 0, 2, tile.data());
   for (size_t block = 0; block < 2; ++block) {
     const std::byte* base = tile.data() + block * 2 * kQuantRowBlockBytes;
-    float scales[2];
-    std::memcpy(scales, base + 64, 8);
+    QuantNumbers numbers[2];
+    std::memcpy(numbers, base + 64, sizeof(numbers));
+    const float scales[] = {numbers[0].scale, numbers[1].scale};
     for (size_t i = 0; i < 32; ++i) {
       const float value = scales[0] * static_cast<float>(static_cast<int8_t>(base[i])) +
                           scales[1] * static_cast<float>(static_cast<int8_t>(base[32 + i]));

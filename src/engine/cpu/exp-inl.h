@@ -25,10 +25,8 @@ inline F Exp(F x) {
   return Mul(p, Exp2(n));
 }
 
-// exp for x <= 0, within 1e-7 of it down to exp(-40), which stands for all below: beside a weight
-// of 1 neither of them is seen in a float's sum. Polynomial: minimax on [-ln(2)/2, ln(2)/2].
-inline F ExpOfScore(F x) {
-  x = Max(x, Splat(-40.0f));
+// exp for |x| <= 80, within 3e-7 of it; quicker. Polynomial: minimax on [-ln(2)/2, ln(2)/2].
+inline F ExpInRange(F x) {
   const F magic = Splat(12582912.0f);
   const F shifted = Fma(x, Splat(1.44269504088896341f), magic);  // an integer in the low bits
   const F r = Fma(Sub(shifted, magic), Splat(-0.693147180559945f), x);
@@ -40,6 +38,9 @@ inline F ExpOfScore(F x) {
   p = Fma(p, r, Splat(1.0f));
   return AddToExponent(p, shifted);
 }
+
+// For x <= 0. Below -40 it is exp(-40): beside a weight of 1 neither is seen in a float's sum.
+inline F ExpOfScore(F x) { return ExpInRange(Max(x, Splat(-40.0f))); }
 
 }  // namespace
 }  // namespace antiphon::engine::cpu

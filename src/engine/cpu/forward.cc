@@ -13,6 +13,8 @@ namespace {
 // Rows of a product that stay in a core's second-level cache while the weights pass by. A multiple
 // of kRowTile.
 constexpr size_t kProductRows = 128;
+// So few rows every thread prepares for itself.
+constexpr size_t kOwnRows = 4;
 // Rows of a chunk that share an unpacked tile of the cache.
 constexpr uint32_t kAttentionRows = 32;
 // Where there are fewer tasks of attention than so many a thread, long contexts are cut into
@@ -50,7 +52,9 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   x_.resize(rows_max * hidden_stride_);
   input_.resize(rows_max * input_stride_);
   const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
-  quant_.resize(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_));
+  quant_.resize(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_) /
+                    sizeof(CacheLine) +
+                1);
   qkv_.resize(rows_max * qkv_stride_);
   gate_up_.resize(rows_max * 2 * gate_stride_);
   cos_.resize(rows_max * (s.rope_dims / 2));
@@ -92,6 +96,8 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   const size_t queries = size_t{kAttentionRows} * (s.heads / s.kv_heads);
   scratch_.resize(static_cast<size_t>(threads));
   for (Scratch& scratch : scratch_) {
+    scratch.input.resize(kOwnRows * input_stride_);
+    scratch.quant.resize(QuantTileBytes(2 * kOwnRows, input_stride_) / sizeof(CacheLine) + 1);
     scratch.queries.resize(queries * padded_dim_);
     scratch.attended.resize(queries * padded_dim_);
     scratch.attention.resize(AttentionScratchFloats(queries, padded_dim_));
@@ -127,6 +133,8 @@ void Forward::Prepare(Step step) {
       result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
     }
   }
+  // A row alone in its chunk reads no other row's keys.
+  writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
   PlanAttention();
 }
 
@@ -208,36 +216,53 @@ void Forward::Embed(Team& team) {
   });
 }
 
-void Forward::Quantise(size_t row, size_t rows, size_t columns) {
-  if (!any_quantised_) return;
-  const size_t tile = row / kRowTile;
-  const size_t tile_rows = std::min<size_t>(kRowTile, rows - tile * kRowTile);
-  kernels_->quantize_row(&input_[row * input_stride_], columns, static_cast<int>(row % kRowTile),
-                         static_cast<int>(tile_rows),
-                         &quant_[tile * QuantTileBytes(kRowTile, columns)]);
+Forward::Operand Forward::OperandOf(int thread, size_t rows) {
+  if (rows > kOwnRows) return {input_.data(), quant_.data()->bytes};
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  return {scratch.input.data(), scratch.quant.data()->bytes};
 }
 
-void Forward::Normalise(Team& team, const float* x, size_t stride, const std::vector<float>& weight,
-                        size_t rows) {
-  const model::LlamaShape& s = weights_->shape;
+template <typename Body>
+void Forward::ForRows(Team& team, size_t rows, Body body) {
+  if (rows <= kOwnRows) {
+    for (size_t row = 0; row < rows; ++row) body(row);
+    return;
+  }
   team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
-      kernels_->rms_norm(x + row * stride, weight.data(), hidden_stride_, s.hidden, s.rms_eps,
-                         &input_[row * input_stride_]);
-      Quantise(row, rows, s.hidden);
-    }
+    for (int row = begin; row < end; ++row) body(static_cast<size_t>(row));
   });
 }
 
-void Forward::MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows,
-                             int group, int groups) {
+void Forward::Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
+                       size_t columns) {
+  if (!any_quantised_) return;
+  const size_t tile = row / kRowTile;
+  const size_t tile_rows = std::min<size_t>(kRowTile, rows - tile * kRowTile);
+  kernels_->quantize_row(input, columns, static_cast<int>(row % kRowTile),
+                         static_cast<int>(tile_rows),
+                         operand.quant + tile * QuantTileBytes(kRowTile, columns));
+}
+
+void Forward::Normalise(Team& team, const Operand& operand, const std::vector<float>& weight,
+                        size_t rows) {
+  const model::LlamaShape& s = weights_->shape;
+  ForRows(team, rows, [&](size_t row) {
+    float* input = operand.input + row * input_stride_;
+    kernels_->rms_norm(&x_[row * hidden_stride_], weight.data(), hidden_stride_, s.hidden,
+                       s.rms_eps, input);
+    Quantise(input, operand, row, rows, s.hidden);
+  });
+}
+
+void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& product,
+                             size_t first_row, size_t rows, int group, int groups) {
   const Matrix& matrix = *product.matrix;
   MatMul m;
   m.columns = matrix.columns;
   m.groups = groups;
-  m.x = &input_[first_row * input_stride_];
+  m.x = operand.input + first_row * input_stride_;
   m.x_stride = input_stride_;
-  m.x_quant = quant_.data() + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
+  m.x_quant = operand.quant + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
   m.rows = static_cast<int>(rows);
   m.out = product.out + first_row * product.out_stride + static_cast<size_t>(group) * kGroupRows;
   m.out_stride = product.out_stride;
@@ -257,7 +282,7 @@ void Forward::MultiplyGroups(int thread, const Product& product, size_t first_ro
   }
 }
 
-void Forward::Multiply(Team& team, int thread, size_t rows,
+void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t rows,
                        std::initializer_list<Product> products) {
   int groups = 0;
   bool raw = false;
@@ -279,7 +304,7 @@ void Forward::Multiply(Team& team, int thread, size_t rows,
     for (const Product& product : products) {
       const int last = std::min(end, base + product.matrix->groups());
       if (group < last) {
-        MultiplyGroups(thread, product, first_row, row_count, group - base, last - group);
+        MultiplyGroups(thread, operand, product, first_row, row_count, group - base, last - group);
         group = last;
       }
       base += product.matrix->groups();
@@ -287,12 +312,13 @@ void Forward::Multiply(Team& team, int thread, size_t rows,
   });
 }
 
-bool Forward::AddProduct(Team& team, int thread, size_t rows, const Matrix& matrix) {
+bool Forward::AddProduct(Team& team, int thread, const Operand& operand, size_t rows,
+                         const Matrix& matrix) {
   if (comm_ == nullptr) {
-    Multiply(team, thread, rows, {{&matrix, x_.data(), hidden_stride_, true}});
+    Multiply(team, thread, operand, rows, {{&matrix, x_.data(), hidden_stride_, true}});
     return true;
   }
-  Multiply(team, thread, rows, {{&matrix, partial_.data(), hidden_stride_, false}});
+  Multiply(team, thread, operand, rows, {{&matrix, partial_.data(), hidden_stride_, false}});
   if (thread == 0) {
     absl::Status status =
         comm_->AllReduceSum(absl::MakeSpan(partial_.data(), rows * hidden_stride_), timeout_);
@@ -308,39 +334,58 @@ bool Forward::AddProduct(Team& team, int thread, size_t rows, const Matrix& matr
   return true;
 }
 
-void Forward::WriteCache(uint32_t layer, size_t row) {
+void Forward::RotateQueries(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads,
+                            float* q) {
+  const model::LlamaShape& s = weights_->shape;
+  const std::vector<float>& bias = weights_->layers[layer].q_bias;
+  const size_t columns = size_t{heads} * s.head_dim;
+  if (!bias.empty()) {
+    kernels_->add(q, &bias[size_t{first_head} * s.head_dim], RoundUp(columns, kGroupRows));
+  }
+  const size_t pairs = s.rope_dims / 2;
+  for (uint32_t head = 0; head < heads; ++head) {
+    float* x = q + size_t{head} * s.head_dim;
+    kernels_->rope(x, &cos_[row * pairs], &sin_[row * pairs], pairs, x);
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+  for (size_t i = 0; i < columns; ++i) q[i] *= scale;
+}
+
+void Forward::StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads) {
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
-  float* q = &qkv_[row * qkv_stride_];
-  float* k = q + k_column_;
-  float* v = q + v_column_;
-  const size_t q_columns = size_t{s.heads} * s.head_dim;
-  const size_t kv_columns = size_t{s.kv_heads} * s.head_dim;
-  if (!w.q_bias.empty()) kernels_->add(q, w.q_bias.data(), k_column_);
-  if (!w.k_bias.empty()) kernels_->add(k, w.k_bias.data(), v_column_ - k_column_);
-  if (!w.v_bias.empty()) kernels_->add(v, w.v_bias.data(), qkv_stride_ - v_column_);
+  const size_t first_column = size_t{first_head} * s.head_dim;
+  const size_t columns = size_t{heads} * s.head_dim;
+  float* k = &qkv_[row * qkv_stride_] + k_column_ + first_column;
+  float* v = &qkv_[row * qkv_stride_] + v_column_ + first_column;
+  const size_t padded = RoundUp(columns, kGroupRows);
+  if (!w.k_bias.empty()) kernels_->add(k, &w.k_bias[first_column], padded);
+  if (!w.v_bias.empty()) kernels_->add(v, &w.v_bias[first_column], padded);
   const size_t pairs = s.rope_dims / 2;
-  const float* cos = &cos_[row * pairs];
-  const float* sin = &sin_[row * pairs];
-  const auto rotate = [&](float* x) { kernels_->rope(x, cos, sin, pairs, x); };
-  for (uint32_t head = 0; head < s.heads; ++head) rotate(q + size_t{head} * s.head_dim);
-  for (uint32_t head = 0; head < s.kv_heads; ++head) rotate(k + size_t{head} * s.head_dim);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
-  for (size_t i = 0; i < q_columns; ++i) q[i] *= scale;
-
+  for (uint32_t head = 0; head < heads; ++head) {
+    float* x = k + size_t{head} * s.head_dim;
+    kernels_->rope(x, &cos_[row * pairs], &sin_[row * pairs], pairs, x);
+  }
   const SequenceChunk& chunk = step_.chunks[rows_[row].chunk];
   const uint32_t position = rows_[row].position;
+  const size_t column_of_model =
+      size_t{weights_->shard.rank} * s.kv_heads * s.head_dim + first_column;
   std::byte* keys = chunk.blocks[position / layout_.block_tokens] + layer * layout_.layer_bytes() +
                     position % layout_.block_tokens * layout_.token_bytes() +
-                    weights_->shard.rank * kv_columns * layout_.element_bytes();
+                    column_of_model * layout_.element_bytes();
   std::byte* values = keys + layout_.half_bytes();
   if (layout_.dtype == KvDtype::kF32) {
-    std::memcpy(keys, k, kv_columns * sizeof(float));
-    std::memcpy(values, v, kv_columns * sizeof(float));
+    std::memcpy(keys, k, columns * sizeof(float));
+    std::memcpy(values, v, columns * sizeof(float));
   } else {
-    kernels_->to_bf16(k, kv_columns, reinterpret_cast<uint16_t*>(keys));
-    kernels_->to_bf16(v, kv_columns, reinterpret_cast<uint16_t*>(values));
+    kernels_->to_bf16(k, columns, reinterpret_cast<uint16_t*>(keys));
+    kernels_->to_bf16(v, columns, reinterpret_cast<uint16_t*>(values));
   }
+}
+
+void Forward::WriteCache(uint32_t layer, size_t row) {
+  RotateQueries(layer, row, 0, weights_->shape.heads, &qkv_[row * qkv_stride_]);
+  StoreHeads(layer, row, 0, weights_->shape.kv_heads);
 }
 
 void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head) {
@@ -358,6 +403,12 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
       std::fill(query + s.head_dim, query + padded_dim_, 0.0f);
       scratch.limits[n] = rows_[task.first_row + r].position + 1;
     }
+  }
+  if (!writes_apart_) {
+    RotateQueries(layer, task.first_row, kv_head * shared, shared, scratch.queries.data());
+    const bool sees_itself =
+        task.split < 0 || task.end_tile * kAttentionTile > rows_[task.first_row].position;
+    if (sees_itself) StoreHeads(layer, task.first_row, kv_head, 1);
   }
   Attention a;
   a.queries = scratch.queries.data();
@@ -402,17 +453,19 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
   const size_t rows = rows_.size();
-  const int count = static_cast<int>(rows);
 
-  Normalise(team, x_.data(), hidden_stride_, w.attention_norm, rows);
-  Multiply(team, thread, rows,
+  const Operand operand = OperandOf(thread, rows);
+  Normalise(team, operand, w.attention_norm, rows);
+  Multiply(team, thread, operand, rows,
            {{&w.q, qkv_.data(), qkv_stride_, false},
             {&w.k, qkv_.data() + k_column_, qkv_stride_, false},
             {&w.v, qkv_.data() + v_column_, qkv_stride_, false}});
-  team.ForEach(count, 4, [&](int begin, int end) {
-    for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
-  });
-  if (thread == 0 && comm_ == nullptr) on_layer(layer + 1);
+  if (writes_apart_) {
+    team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+      for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
+    });
+    if (thread == 0 && comm_ == nullptr) on_layer(layer + 1);
+  }
 
   const int kv_heads = static_cast<int>(s.kv_heads);
   const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
@@ -422,26 +475,26 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
     AttendTask(thread, layer, attention_tasks_[static_cast<size_t>(task)],
                static_cast<uint32_t>((tasks - 1 - begin) % kv_heads));
   });
-  const size_t attended = size_t{s.heads} * s.head_dim;
-  team.ForEach(count, 4, [&](int begin, int end) {
-    for (int row = begin; row < end; ++row) Quantise(static_cast<size_t>(row), rows, attended);
+  if (!writes_apart_ && thread == 0 && comm_ == nullptr) on_layer(layer + 1);
+  const Operand attended{input_.data(), operand.quant};
+  ForRows(team, rows, [&](size_t row) {
+    Quantise(&input_[row * input_stride_], attended, row, rows, size_t{s.heads} * s.head_dim);
   });
-  if (!AddProduct(team, thread, rows, w.attention_output)) return false;
+  if (!AddProduct(team, thread, attended, rows, w.attention_output)) return false;
   // Whoever has come to the sum has written its heads.
   if (thread == 0 && comm_ != nullptr) on_layer(layer + 1);
 
-  Normalise(team, x_.data(), hidden_stride_, w.feed_forward_norm, rows);
-  Multiply(team, thread, rows,
+  Normalise(team, operand, w.feed_forward_norm, rows);
+  Multiply(team, thread, operand, rows,
            {{&w.gate, gate_up_.data(), 2 * gate_stride_, false},
             {&w.up, gate_up_.data() + gate_stride_, 2 * gate_stride_, false}});
-  team.ForEach(count, 4, [&](int begin, int end) {
-    for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
-      const float* gate = &gate_up_[row * 2 * gate_stride_];
-      kernels_->silu_mul(gate, gate + gate_stride_, gate_stride_, &input_[row * input_stride_]);
-      Quantise(row, rows, s.feed_forward);
-    }
+  ForRows(team, rows, [&](size_t row) {
+    const float* gate = &gate_up_[row * 2 * gate_stride_];
+    float* input = operand.input + row * input_stride_;
+    kernels_->silu_mul(gate, gate + gate_stride_, gate_stride_, input);
+    Quantise(input, operand, row, rows, s.feed_forward);
   });
-  return AddProduct(team, thread, rows, w.down);
+  return AddProduct(team, thread, operand, rows, w.down);
 }
 
 bool Forward::FineOutput() const {
@@ -453,25 +506,24 @@ void Forward::Output(Team& team, int thread) {
   for (size_t first = 0; first < output_rows_.size(); first += kOutputRows) {
     const size_t rows = std::min(kOutputRows, output_rows_.size() - first);
     const size_t halves = FineOutput() ? 2 : 1;
-    team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-        const float* x = &x_[output_rows_[first + i].row * hidden_stride_];
-        float* input = &input_[i * input_stride_];
-        kernels_->rms_norm(x, weights_->output_norm.data(), hidden_stride_, s.hidden, s.rms_eps,
-                           input);
-        if (!FineOutput()) continue;
-        const size_t tile = 2 * i / kRowTile;
-        const size_t tile_rows = std::min<size_t>(kRowTile, 2 * rows - tile * kRowTile);
-        kernels_->quantize_row_fine(input, s.hidden, static_cast<int>(2 * i % kRowTile),
-                                    static_cast<int>(tile_rows),
-                                    &quant_[tile * QuantTileBytes(kRowTile, s.hidden)]);
-      }
+    const Operand operand = OperandOf(thread, rows);
+    ForRows(team, rows, [&](size_t i) {
+      const float* x = &x_[output_rows_[first + i].row * hidden_stride_];
+      float* input = operand.input + i * input_stride_;
+      kernels_->rms_norm(x, weights_->output_norm.data(), hidden_stride_, s.hidden, s.rms_eps,
+                         input);
+      if (!FineOutput()) return;
+      const size_t tile = 2 * i / kRowTile;
+      const size_t tile_rows = std::min<size_t>(kRowTile, 2 * rows - tile * kRowTile);
+      kernels_->quantize_row_fine(input, s.hidden, static_cast<int>(2 * i % kRowTile),
+                                  static_cast<int>(tile_rows),
+                                  operand.quant + tile * QuantTileBytes(kRowTile, s.hidden));
     });
     if (comm_ == nullptr) {
-      Multiply(team, thread, halves * rows,
+      Multiply(team, thread, operand, halves * rows,
                {{&weights_->output, logits_.data(), vocab_stride_, false}});
     } else {
-      Multiply(team, thread, halves * rows,
+      Multiply(team, thread, operand, halves * rows,
                {{&weights_->output, shard_logits_.data(), shard_stride_, false}});
       if (!GatherLogits(team, thread, rows)) return;
       if (weights_->shard.rank != 0) continue;

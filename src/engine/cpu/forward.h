@@ -76,8 +76,18 @@ class Forward {
     size_t out_stride;
     bool add;
   };
+  struct alignas(64) CacheLine {
+    std::byte bytes[64];
+  };
+  // The rows that a product multiplies, as floats and quantised.
+  struct Operand {
+    float* input;  // [row][input_stride_]
+    std::byte* quant;
+  };
   // What one thread needs for itself.
   struct Scratch {
+    std::vector<float> input;  // the operand of few rows
+    std::vector<CacheLine> quant;
     std::vector<float> queries, attended, attention, dequantized, dequantized_row;
     std::vector<uint32_t> limits;
     Sampler sampler;
@@ -89,22 +99,35 @@ class Forward {
                 const std::function<void(uint32_t)>& on_layer);
   void Output(Team& team, int thread);
 
-  // normalised_ = RmsNorm(x of `row(i)`), and its quantised tiles, for i in [0, rows).
-  void Normalise(Team& team, const float* x, size_t stride, const std::vector<float>& weight,
-                 size_t rows);
-  void Quantise(size_t row, size_t rows, size_t columns);
+  // Few rows are prepared by every thread for itself: one would wait for the other longer than for
+  // its own work.
+  Operand OperandOf(int thread, size_t rows);
+  // body(row) for rows [0, rows): shared out, with a barrier behind it, or of few rows all on every
+  // thread.
+  template <typename Body>
+  void ForRows(Team& team, size_t rows, Body body);
+  // The operand = RmsNorm(x), and its quantised tiles.
+  void Normalise(Team& team, const Operand& operand, const std::vector<float>& weight, size_t rows);
+  // Row `row` of a phase's `rows`.
+  void Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
+                size_t columns);
   // The output product at 16 bits when the output matrix is quantised: rows 2i and 2i + 1 of the
   // tiles are the halves of row i. Of all products it is where rounding the activations costs most,
   // and a prompt pays for it once.
   bool FineOutput() const;
-  void Multiply(Team& team, int thread, size_t rows, std::initializer_list<Product> products);
-  void MultiplyGroups(int thread, const Product& product, size_t first_row, size_t rows, int group,
-                      int groups);
-  // x += W * input, over all ranks' columns of W. False: failed.
-  bool AddProduct(Team& team, int thread, size_t rows, const Matrix& matrix);
+  void Multiply(Team& team, int thread, const Operand& operand, size_t rows,
+                std::initializer_list<Product> products);
+  void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
+                      size_t rows, int group, int groups);
+  // x += W * operand, over all ranks' columns of W. False: failed.
+  bool AddProduct(Team& team, int thread, const Operand& operand, size_t rows,
+                  const Matrix& matrix);
   // logits_ of rank 0 = the shards of all ranks, `rows` of them. False: failed.
   bool GatherLogits(Team& team, int thread, size_t rows);
+  // Turns the queries of a row's heads and stores its keys and values, of all kv heads.
   void WriteCache(uint32_t layer, size_t row);
+  void RotateQueries(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads, float* q);
+  void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
   void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head);
   void Sample(int thread, size_t first, size_t index);
@@ -121,8 +144,8 @@ class Forward {
   bool any_quantised_ = false;
 
   std::vector<float> x_;          // [row][hidden_stride_]: the residual stream
-  std::vector<float> input_;      // [row][input_stride_]: of the next product
-  std::vector<std::byte> quant_;  // the same, quantised
+  std::vector<float> input_;      // [row][input_stride_]: of the next product, of attention
+  std::vector<CacheLine> quant_;  // the same, quantised
   std::vector<float> qkv_;        // [row][qkv_stride_]
   std::vector<float> gate_up_;    // [row][2 * gate_stride_]
   std::vector<float> cos_, sin_;  // [row][pairs]
@@ -140,6 +163,7 @@ class Forward {
   std::vector<float> partials_;                // of all splits; grows with the longest context seen
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
   std::vector<OutputRow> output_rows_;
+  bool writes_apart_ = true;  // rows write to the cache before any attends, not each as it attends
   absl::Status status_;
   std::atomic<bool> failed_{false};  // written before a barrier, read behind it
 };

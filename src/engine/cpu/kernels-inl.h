@@ -91,20 +91,13 @@ struct Bf16Weights {
 // One row of a quantised tile, as kernels.h lays it out.
 struct QuantSlot {
   int8_t* values;
-  float* scale;
-  float* sum;
-  int32_t* offset;
-  int32_t* half;
+  QuantNumbers* numbers;
 };
 inline QuantSlot SlotOf(std::byte* tile, size_t block, int row, int tile_rows) {
   const size_t rows = static_cast<size_t>(tile_rows);
   std::byte* base = tile + block * rows * kQuantRowBlockBytes;
-  std::byte* numbers = base + rows * kQuantBlock;
   return {reinterpret_cast<int8_t*>(base) + static_cast<size_t>(row) * kQuantBlock,
-          reinterpret_cast<float*>(numbers) + row,
-          reinterpret_cast<float*>(numbers + 4 * rows) + row,
-          reinterpret_cast<int32_t*>(numbers + 8 * rows) + row,
-          reinterpret_cast<int32_t*>(numbers + 12 * rows) + row};
+          reinterpret_cast<QuantNumbers*>(base + rows * kQuantBlock) + row};
 }
 
 void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::byte* tile) {
@@ -117,10 +110,7 @@ void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::by
     const int32_t half = StoreInt8(slot.values, Mul(a, Splat(inverse)));
     const int32_t sum = half + StoreInt8(slot.values + 16, Mul(b, Splat(inverse)));
     const float scale = peak * (1.0f / 127.0f);
-    *slot.scale = scale;
-    *slot.sum = scale * static_cast<float>(sum);
-    *slot.offset = -128 * sum;
-    *slot.half = -32 * half;
+    *slot.numbers = {scale, scale * static_cast<float>(sum), -128 * sum, -32 * half};
   }
 }
 
@@ -142,16 +132,17 @@ void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std
       coarse_sum += StoreInt8(coarse.values + 16 * half, rounded);
       fine_sum += StoreInt8(fine.values + 16 * half, Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
       if (half > 0) continue;
-      *coarse.half = -32 * coarse_sum;
-      *fine.half = -32 * fine_sum;
+      coarse.numbers->half = -32 * coarse_sum;
+      fine.numbers->half = -32 * fine_sum;
     }
     const float scale = peak * (1.0f / 127.0f);
-    *coarse.scale = scale;
-    *coarse.sum = scale * static_cast<float>(coarse_sum);
-    *coarse.offset = -128 * coarse_sum;
-    *fine.scale = scale * (1.0f / 256.0f);
-    *fine.sum = *fine.scale * static_cast<float>(fine_sum);
-    *fine.offset = -128 * fine_sum;
+    coarse.numbers->scale = scale;
+    coarse.numbers->sum = scale * static_cast<float>(coarse_sum);
+    coarse.numbers->offset = -128 * coarse_sum;
+    const float fine_scale = scale * (1.0f / 256.0f);
+    fine.numbers->scale = fine_scale;
+    fine.numbers->sum = fine_scale * static_cast<float>(fine_sum);
+    fine.numbers->offset = -128 * fine_sum;
   }
 }
 
@@ -170,7 +161,8 @@ void SiluMul(const float* gate, const float* up, size_t n, float* out) {
   const F one = Splat(1.0f);
   for (size_t i = 0; i < n; i += 16) {
     const F g = Load(gate + i);
-    const F silu = Div(g, Add(one, Exp(Sub(Zero(), g))));
+    const F power = Min(Max(Sub(Zero(), g), Splat(-80.0f)), Splat(80.0f));
+    const F silu = Div(g, Add(one, ExpInRange(power)));
     Store(out + i, Mul(silu, Load(up + i)));
   }
 }

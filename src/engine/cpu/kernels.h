@@ -110,10 +110,15 @@ constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
 }
 
 // Quantised activations: tiles of up to 16 rows. For each block of 32 columns, with R rows in the
-// tile: int8 values[R][32]; float scales[R]; float sums[R] (scale times the sum of the values);
-// int32 offsets[R] (-128 times the sum of the values); int32 halves[R] (-32 times the sum of the
-// first 16 values).
-inline constexpr size_t kQuantRowBlockBytes = 32 + 4 + 4 + 4 + 4;
+// tile: int8 values[R][32]; QuantNumbers numbers[R]. Four rows' numbers fill a cache line: threads
+// that quantise four rows at a time do not write to each other's.
+struct QuantNumbers {
+  float scale;
+  float sum;       // scale times the sum of the values
+  int32_t offset;  // -128 times the sum of the values
+  int32_t half;    // -32 times the sum of the first 16 values
+};
+inline constexpr size_t kQuantRowBlockBytes = kQuantBlock + sizeof(QuantNumbers);
 constexpr size_t QuantTileBytes(size_t rows, size_t columns) {
   return rows * (columns / 32) * kQuantRowBlockBytes;
 }

@@ -91,18 +91,8 @@ inline __m256i StepSum(const __m256i* w, const std::byte* values) {
 }
 
 // The numbers of a tile's rows, of one block.
-struct RowNumbers {
-  const float* scales;
-  const float* sums;
-  const int32_t* offsets;
-  const int32_t* halves;
-};
-inline RowNumbers NumbersOf(const std::byte* tile, size_t rows) {
-  const std::byte* numbers = tile + rows * kQuantBlock;
-  return {reinterpret_cast<const float*>(numbers),
-          reinterpret_cast<const float*>(numbers + 4 * rows),
-          reinterpret_cast<const int32_t*>(numbers + 8 * rows),
-          reinterpret_cast<const int32_t*>(numbers + 12 * rows)};
+inline const QuantNumbers* NumbersOf(const std::byte* tile, size_t rows) {
+  return reinterpret_cast<const QuantNumbers*>(tile + rows * kQuantBlock);
 }
 
 template <int kRows>
@@ -129,20 +119,20 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
     const __m256 scale = WidenF16(head);
     __m256i w[8];
     Unpack<kType>(weights + 32 * half, w);
-    const RowNumbers numbers = NumbersOf(tile, rows);
+    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const size_t row = first + static_cast<size_t>(r);
       __m256i sum = StepSum<kFormat.bits, 8>(w, tile + row * kQuantBlock);
       if constexpr (!kFormat.minima && kFormat.bits != 8) {
         sum = _mm256_add_epi32(
-            sum, _mm256_srai_epi32(_mm256_set1_epi32(numbers.offsets[row]), 8 - kFormat.bits));
+            sum, _mm256_srai_epi32(_mm256_set1_epi32(numbers[row].offset), 8 - kFormat.bits));
       }
       const __m256 scaled =
-          _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(numbers.scales[row]));
+          _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(numbers[row].scale));
       acc[r] = _mm256_fmadd_ps(scaled, scale, acc[r]);
       if constexpr (kFormat.minima) {
-        acc[r] = _mm256_fmadd_ps(WidenF16(head + 16), _mm256_set1_ps(numbers.sums[row]), acc[r]);
+        acc[r] = _mm256_fmadd_ps(WidenF16(head + 16), _mm256_set1_ps(numbers[row].sum), acc[r]);
       }
     }
     weights += BlockBytes(kFormat);
@@ -170,15 +160,15 @@ inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
     __m256i w[8];
     Unpack<kType>(weights + 32 * half, w);
-    const RowNumbers numbers = NumbersOf(tile, rows);
+    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const size_t row = first + static_cast<size_t>(r);
       const std::byte* x = tile + row * kQuantBlock;
       __m256 scaled;
       if constexpr (kType == PackedType::kQ6_K) {
-        const __m256i offset = _mm256_set1_epi32(numbers.halves[row]);
-        const __m256i both = _mm256_srai_epi32(_mm256_set1_epi32(numbers.offsets[row]), 2);
+        const __m256i offset = _mm256_set1_epi32(numbers[row].half);
+        const __m256i both = _mm256_srai_epi32(_mm256_set1_epi32(numbers[row].offset), 2);
         const __m256i left = _mm256_add_epi32(StepSum<6, 4>(w, x), offset);
         const __m256i right =
             _mm256_add_epi32(StepSum<6, 4>(w + 4, x + 16), _mm256_sub_epi32(both, offset));
@@ -189,7 +179,7 @@ inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_
         scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(StepSum<kFormat.bits, 8>(w, x)),
                                WidenU8(weights + 8 * half));
       }
-      sums[r] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(numbers.scales[row]), sums[r]);
+      sums[r] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(numbers[row].scale), sums[r]);
     }
     weights += BlockBytes(kFormat);
     tile += rows * kQuantRowBlockBytes;
@@ -204,10 +194,10 @@ inline void SuperMinima(const std::byte* weights, const std::byte* tile, size_t 
   for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
     const __m256 minimum = WidenU8(weights + 16 + 8 * half);
-    const float* row_sums = NumbersOf(tile, rows).sums + first;
+    const QuantNumbers* numbers = NumbersOf(tile, rows) + first;
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      sums[r] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(row_sums[r]), sums[r]);
+      sums[r] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(numbers[r].sum), sums[r]);
     }
     weights += BlockBytes(FormatOf(kType));
     tile += rows * kQuantRowBlockBytes;

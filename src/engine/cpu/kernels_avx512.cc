@@ -59,12 +59,9 @@ template <int kRows>
 struct RowBlock {
   explicit RowBlock(const std::byte* tile)
       : values(reinterpret_cast<const int32_t*>(tile)),
-        scales(reinterpret_cast<const float*>(tile + kRows * kQuantBlock)) {}
+        numbers(reinterpret_cast<const QuantNumbers*>(tile + kRows * kQuantBlock)) {}
   const int32_t* values;  // four columns each
-  const float* scales;
-  const float* sums() const { return scales + kRows; }
-  const int32_t* offsets() const { return reinterpret_cast<const int32_t*>(scales + 2 * kRows); }
-  const int32_t* halves() const { return reinterpret_cast<const int32_t*>(scales + 3 * kRows); }
+  const QuantNumbers* numbers;
 };
 
 // Adds the products of the steps [kFirst, kFirst + kSteps) to `sums` of the rows from `first` on.
@@ -118,7 +115,7 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       for (int j = 0; j < bunch; ++j) {
         sum[j] = _mm512_setzero_si512();
         if constexpr (!kFormat.minima) {
-          sum[j] = _mm512_set1_epi32(rows.offsets()[first + j]);
+          sum[j] = _mm512_set1_epi32(rows.numbers[first + j].offset);
           if constexpr (kFormat.bits != 8) sum[j] = _mm512_srai_epi32(sum[j], 8 - kFormat.bits);
         }
       }
@@ -127,10 +124,10 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       for (int j = 0; j < bunch; ++j) {
         const int r = first + j;
         const __m512 scaled =
-            _mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), _mm512_set1_ps(rows.scales[r]));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), _mm512_set1_ps(rows.numbers[r].scale));
         acc[r] = _mm512_fmadd_ps(scaled, scale, acc[r]);
         if constexpr (kFormat.minima) {
-          acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(rows.sums()[r]), acc[r]);
+          acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(rows.numbers[r].sum), acc[r]);
         }
       }
     }
@@ -166,7 +163,7 @@ inline void AddK45Block(const std::byte* block, const __m512i (&w)[8], const Row
     for (int j = 0; j < bunch; ++j) {
       const int r = first + j;
       products[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), scale),
-                                    _mm512_set1_ps(rows.scales[r]), products[r]);
+                                    _mm512_set1_ps(rows.numbers[r].scale), products[r]);
     }
   }
 }
@@ -183,9 +180,9 @@ inline void AddK6Block(const std::byte* block, const __m512i (&w)[8], const RowB
     __m512i left[kBunch], right[kBunch];
 #pragma GCC unroll 2
     for (int j = 0; j < bunch; ++j) {
-      left[j] = _mm512_set1_epi32(rows.halves()[first + j]);
+      left[j] = _mm512_set1_epi32(rows.numbers[first + j].half);
       right[j] = _mm512_sub_epi32(
-          _mm512_srai_epi32(_mm512_set1_epi32(rows.offsets()[first + j]), 2), left[j]);
+          _mm512_srai_epi32(_mm512_set1_epi32(rows.numbers[first + j].offset), 2), left[j]);
     }
     AddSteps<0, 4>(w, rows.values, first, bunch, left);
     AddSteps<4, 4>(w, rows.values, first, bunch, right);
@@ -194,7 +191,7 @@ inline void AddK6Block(const std::byte* block, const __m512i (&w)[8], const RowB
       const int r = first + j;
       const __m512 scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(right[j]), right_scale,
                                             _mm512_mul_ps(_mm512_cvtepi32_ps(left[j]), left_scale));
-      products[r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows.scales[r]), products[r]);
+      products[r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows.numbers[r].scale), products[r]);
     }
   }
 }
@@ -240,8 +237,8 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
         __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 8
         for (size_t b = 0; b < kBlocks; ++b) {
-          const float* sums = RowBlock<kRows>(tile + b * kTileBlockBytes).sums();
-          sum = _mm512_fmadd_ps(minima[b], _mm512_set1_ps(sums[r]), sum);
+          const RowBlock<kRows> rows(tile + b * kTileBlockBytes);
+          sum = _mm512_fmadd_ps(minima[b], _mm512_set1_ps(rows.numbers[r].sum), sum);
         }
         acc[r] = _mm512_fnmadd_ps(sum, minimum, acc[r]);
       }

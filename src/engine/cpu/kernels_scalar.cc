@@ -48,12 +48,12 @@ void AddBlock(const std::byte* block, const QuantSlot& slot, float* acc) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   for (int lane = 0; lane < kGroupRows; ++lane) {
     int32_t sum = ProductSum<kType>(block, lane, slot.values, 0, kQuantBlock);
-    if constexpr (!kFormat.minima) sum += *slot.offset / (256 >> kFormat.bits);
-    const float scaled = static_cast<float>(sum) * *slot.scale;
+    if constexpr (!kFormat.minima) sum += slot.numbers->offset / (256 >> kFormat.bits);
+    const float scaled = static_cast<float>(sum) * slot.numbers->scale;
     acc[lane] = __builtin_fmaf(scaled, HalfToFloat(HalfAt(block, lane)), acc[lane]);
     if constexpr (kFormat.minima) {
       const float minimum = HalfToFloat(HalfAt(block + 32, lane));
-      acc[lane] = __builtin_fmaf(minimum, *slot.sum, acc[lane]);
+      acc[lane] = __builtin_fmaf(minimum, slot.numbers->sum, acc[lane]);
     }
   }
 }
@@ -62,9 +62,9 @@ void AddBlock(const std::byte* block, const QuantSlot& slot, float* acc) {
 template <PackedType kType>
 inline float ScaledSum(const std::byte* block, int lane, const QuantSlot& slot) {
   if constexpr (kType == PackedType::kQ6_K) {
-    const int32_t first = ProductSum<kType>(block, lane, slot.values, 0, 16) + *slot.half;
-    const int32_t second =
-        ProductSum<kType>(block, lane, slot.values, 16, 32) + (*slot.offset / 4 - *slot.half);
+    const int32_t first = ProductSum<kType>(block, lane, slot.values, 0, 16) + slot.numbers->half;
+    const int32_t offset = slot.numbers->offset / 4 - slot.numbers->half;
+    const int32_t second = ProductSum<kType>(block, lane, slot.values, 16, 32) + offset;
     return static_cast<float>(static_cast<int8_t>(block[lane]) * first +
                               static_cast<int8_t>(block[16 + lane]) * second);
   } else {
@@ -83,10 +83,10 @@ void AddSuperBlock(const std::byte* super, std::byte* tile, size_t first, int ro
     const std::byte* block = super + kFormat.super_bytes;
     for (size_t b = 0; b < kSuperBlock / kQuantBlock; ++b, block += BlockBytes(kFormat)) {
       const QuantSlot slot = SlotOf(tile, first + b, row, tile_rows);
-      products = __builtin_fmaf(ScaledSum<kType>(block, lane, slot), *slot.scale, products);
+      products = __builtin_fmaf(ScaledSum<kType>(block, lane, slot), slot.numbers->scale, products);
       if constexpr (kFormat.minima) {
-        minima = __builtin_fmaf(static_cast<float>(static_cast<int>(block[16 + lane])), *slot.sum,
-                                minima);
+        minima = __builtin_fmaf(static_cast<float>(static_cast<int>(block[16 + lane])),
+                                slot.numbers->sum, minima);
       }
     }
     acc[lane] = __builtin_fmaf(products, HalfToFloat(HalfAt(super, lane)), acc[lane]);

@@ -75,18 +75,8 @@ inline void Unpack(const std::byte* block, int8x16_t (&signed_w)[8]) {
 }
 
 // The numbers of a tile's rows, of one block.
-struct RowNumbers {
-  const float* scales;
-  const float* sums;
-  const int32_t* offsets;
-  const int32_t* halves;
-};
-inline RowNumbers NumbersOf(const std::byte* tile, size_t rows) {
-  const std::byte* numbers = tile + rows * kQuantBlock;
-  return {reinterpret_cast<const float*>(numbers),
-          reinterpret_cast<const float*>(numbers + 4 * rows),
-          reinterpret_cast<const int32_t*>(numbers + 8 * rows),
-          reinterpret_cast<const int32_t*>(numbers + 12 * rows)};
+inline const QuantNumbers* NumbersOf(const std::byte* tile, size_t rows) {
+  return reinterpret_cast<const QuantNumbers*>(tile + rows * kQuantBlock);
 }
 
 // Four f16 numbers, or bytes, of a quarter.
@@ -137,7 +127,7 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
   float32x4_t acc[kRows][kQuarters];
   Clear(acc);
   for (size_t b = 0; b < blocks; ++b) {
-    const RowNumbers numbers = NumbersOf(tile, rows);
+    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       const float32x4_t scale = HalvesAt(weights + 8 * q);
@@ -148,13 +138,13 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
         const size_t row = first + static_cast<size_t>(r);
         int32x4_t sum = StepSum<kFormat.bits, 8>(w, tile + row * kQuantBlock);
         if constexpr (!kFormat.minima && kFormat.bits != 8) {
-          sum = vaddq_s32(sum, vdupq_n_s32(numbers.offsets[row] / (256 >> kFormat.bits)));
+          sum = vaddq_s32(sum, vdupq_n_s32(numbers[row].offset / (256 >> kFormat.bits)));
         }
-        const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sum), numbers.scales[row]);
+        const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sum), numbers[row].scale);
         acc[r][q] = vfmaq_f32(acc[r][q], scaled, scale);
         if constexpr (kFormat.minima) {
           acc[r][q] =
-              vfmaq_f32(acc[r][q], HalvesAt(weights + 32 + 8 * q), vdupq_n_f32(numbers.sums[row]));
+              vfmaq_f32(acc[r][q], HalvesAt(weights + 32 + 8 * q), vdupq_n_f32(numbers[row].sum));
         }
       }
     }
@@ -167,10 +157,10 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
 // What the products of a block grow to with its scales, as integers: below 2^24.
 template <PackedType kType>
 inline int32x4_t ScaledSum(const std::byte* block, int quarter, const int8x16_t (&w)[8],
-                           const std::byte* x, const RowNumbers& numbers, size_t row) {
+                           const std::byte* x, const QuantNumbers* numbers, size_t row) {
   if constexpr (kType == PackedType::kQ6_K) {
-    const int32_t left_offset = numbers.halves[row];
-    const int32_t right_offset = numbers.offsets[row] / 4 - left_offset;
+    const int32_t left_offset = numbers[row].half;
+    const int32_t right_offset = numbers[row].offset / 4 - left_offset;
     const int32x4_t left = vaddq_s32(StepSum<6, 4>(w, x), vdupq_n_s32(left_offset));
     const int32x4_t right = vaddq_s32(StepSum<6, 4>(w + 4, x + 16), vdupq_n_s32(right_offset));
     return vmlaq_s32(vmulq_s32(left, SignedAt(block + 4 * quarter)), right,
@@ -186,7 +176,7 @@ inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_
                           size_t first, float32x4_t (&sums)[kRows][kQuarters]) {
   Clear(sums);
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    const RowNumbers numbers = NumbersOf(tile, rows);
+    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       int8x16_t w[8];
@@ -196,7 +186,7 @@ inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_
         const size_t row = first + static_cast<size_t>(r);
         const int32x4_t scaled =
             ScaledSum<kType>(weights, q, w, tile + row * kQuantBlock, numbers, row);
-        sums[r][q] = vfmaq_f32(sums[r][q], vcvtq_f32_s32(scaled), vdupq_n_f32(numbers.scales[row]));
+        sums[r][q] = vfmaq_f32(sums[r][q], vcvtq_f32_s32(scaled), vdupq_n_f32(numbers[row].scale));
       }
     }
     weights += BlockBytes(FormatOf(kType));
@@ -210,13 +200,13 @@ inline void SuperMinima(const std::byte* weights, const std::byte* tile, size_t 
                         float32x4_t (&sums)[kRows][kQuarters]) {
   Clear(sums);
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    const float* row_sums = NumbersOf(tile, rows).sums + first;
+    const QuantNumbers* numbers = NumbersOf(tile, rows) + first;
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       const float32x4_t minimum = vcvtq_f32_s32(UnsignedAt(weights + 16 + 4 * q));
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        sums[r][q] = vfmaq_f32(sums[r][q], minimum, vdupq_n_f32(row_sums[r]));
+        sums[r][q] = vfmaq_f32(sums[r][q], minimum, vdupq_n_f32(numbers[r].sum));
       }
     }
     weights += BlockBytes(FormatOf(kType));
