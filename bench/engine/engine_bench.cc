@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -21,6 +22,7 @@
 
 #include "engine/cpu/cpu_runner.h"
 #include "engine/cpu/isa.h"
+#include "engine/cpu/weights.h"
 #include "model/gguf.h"
 
 namespace antiphon::engine {
@@ -32,7 +34,7 @@ constexpr uint32_t kChunk = 512;  // the worker's default
 
 struct Stream {
   std::vector<uint32_t> tokens;
-  std::vector<std::byte> memory;
+  cpu::Arena memory;  // on huge pages, as the store's pool
   std::vector<std::byte*> blocks;
 };
 
@@ -102,7 +104,10 @@ class Bench {
     }
     const KvLayout& layout = runner_->layout();
     const size_t blocks = layout.BlocksFor(length + more + 1);
-    stream.memory.resize(blocks * layout.payload_bytes());
+    absl::StatusOr<cpu::Arena> memory = cpu::Arena::Create(blocks * layout.payload_bytes());
+    if (!memory.ok()) Fail(memory.status());
+    stream.memory = *std::move(memory);
+    std::memset(stream.memory.data(), 0, blocks * layout.payload_bytes());  // the pages are there
     for (size_t b = 0; b < blocks; ++b) {
       stream.blocks.push_back(stream.memory.data() + b * layout.payload_bytes());
     }
