@@ -1,7 +1,8 @@
 // Times the CPU engine on one case; compare runs it beside other engines.
 //
 //   engine_bench MODEL THREADS prompt LENGTH      a prompt in chunks of 512, its next token drawn
-//   engine_bench MODEL THREADS generate STREAMS   64 greedy tokens each, after 128 of context
+//   engine_bench MODEL THREADS generate STREAMS [TOKENS]
+//                                                 64 greedy tokens each, after 128 of context
 //   engine_bench MODEL THREADS context LENGTH     64 greedy tokens after LENGTH of context
 //   engine_bench MODEL weights                    what a token reads and multiplies
 //   engine_bench --instruction-set                what "auto" stands for on this machine
@@ -67,14 +68,14 @@ class Bench {
     return length / SecondsSince(started);
   }
 
-  double Generate(uint32_t count, uint32_t context) {
+  double Generate(uint32_t count, uint32_t context, uint32_t tokens) {
     std::vector<Stream> streams;
     for (uint32_t i = 0; i < count; ++i) {
-      streams.push_back(NewStream(context, 1000 * i, kGenerated));
+      streams.push_back(NewStream(context, 1000 * i, tokens));
       Prefill(streams.back());
     }
     const auto started = std::chrono::steady_clock::now();
-    for (uint32_t i = 0; i < kGenerated; ++i) {
+    for (uint32_t i = 0; i < tokens; ++i) {
       Step step;
       for (Stream& s : streams) {
         step.chunks.push_back(ChunkOf(s, static_cast<uint32_t>(s.tokens.size()) - 1, 1));
@@ -84,7 +85,7 @@ class Bench {
         streams[k].tokens.push_back(result.chunks[k].sampled->id);
       }
     }
-    return count * kGenerated / SecondsSince(started);
+    return count * tokens / SecondsSince(started);
   }
 
  private:
@@ -184,19 +185,24 @@ int Main(int argc, char** argv) {
     return 0;
   }
   if (argc == 3 && std::string_view(argv[2]) == "weights") return PrintWeights(argv[1]);
-  const std::string_view what = argc == 5 ? argv[3] : "";
-  const int threads = argc == 5 ? std::atoi(argv[2]) : 0;
-  const int size = argc == 5 ? std::atoi(argv[4]) : 0;
-  if ((what != "prompt" && what != "generate" && what != "context") || threads < 1 || size < 1) {
-    std::fprintf(stderr, "usage: engine_bench MODEL THREADS prompt|generate|context SIZE\n");
+  const std::string_view what = argc == 5 || argc == 6 ? argv[3] : "";
+  const int threads = what.empty() ? 0 : std::atoi(argv[2]);
+  const int size = what.empty() ? 0 : std::atoi(argv[4]);
+  const int tokens = argc == 6 ? std::atoi(argv[5]) : static_cast<int>(kGenerated);
+  if ((what != "prompt" && what != "generate" && what != "context") || threads < 1 || size < 1 ||
+      tokens < 1 || (argc == 6 && what != "generate")) {
+    std::fprintf(stderr,
+                 "usage: engine_bench MODEL THREADS prompt|generate|context SIZE\n"
+                 "       engine_bench MODEL THREADS generate STREAMS TOKENS\n");
     return 2;
   }
   const uint64_t before_load_bytes = PeakBytes();
   Bench bench(argv[1], threads);
   const uint32_t n = static_cast<uint32_t>(size);
-  const double speed = what == "prompt"     ? bench.Prompt(n)
-                       : what == "generate" ? bench.Generate(n, kContext)
-                                            : bench.Generate(1, n);
+  const double speed = what == "prompt" ? bench.Prompt(n)
+                       : what == "generate"
+                           ? bench.Generate(n, kContext, static_cast<uint32_t>(tokens))
+                           : bench.Generate(1, n, kGenerated);
   std::printf(
       "{\"tokens_per_s\": %.2f, \"load_s\": %.4f, \"peak_bytes\": %ju, "
       "\"before_load_bytes\": %ju}\n",
