@@ -7,12 +7,67 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "common/status_macros.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22  // Linux 5.14
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
+
 namespace antiphon {
+namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+
+absl::StatusOr<size_t> SizeOf(int fd, size_t bytes_min, int seals_wanted) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) {
+    return absl::InvalidArgumentError(fmt::format("no shared memory: {}", std::strerror(errno)));
+  }
+  const size_t bytes = static_cast<size_t>(info.st_size);
+  if (bytes < bytes_min || bytes == 0) {
+    return absl::InvalidArgumentError(
+        fmt::format("the shared memory has {} bytes, {} are needed", bytes, bytes_min));
+  }
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & seals_wanted) != seals_wanted) {
+    return absl::InvalidArgumentError(
+        "the shared memory is not sealed: it might shrink, or change");
+  }
+  return bytes;
+}
+
+// At a multiple of a huge page, so that huge pages can be mapped as such.
+absl::StatusOr<std::byte*> MapAligned(int fd, size_t bytes, int protection, int flags) {
+  const auto failed = [&] {
+    return absl::ResourceExhaustedError(
+        fmt::format("{} bytes of shared memory cannot be mapped: {}", bytes, std::strerror(errno)));
+  };
+  const size_t reserved = bytes + kHugePage;
+  void* space = mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (space == MAP_FAILED) return failed();
+  std::byte* const begin = static_cast<std::byte*>(space);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(space) % kHugePage) % kHugePage;
+  std::byte* const data = begin + before;
+  if (mmap(data, bytes, protection, flags | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    const absl::Status status = failed();
+    munmap(space, reserved);
+    return status;
+  }
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::byte* const end = data + (bytes + page - 1) / page * page;
+  if (before > 0) munmap(begin, before);
+  if (end < begin + reserved) munmap(end, static_cast<size_t>(begin + reserved - end));
+  return data;
+}
+
+}  // namespace
 
 absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& name, size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -35,27 +90,35 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& name, size_
 }
 
 absl::StatusOr<SharedMemory> SharedMemory::Map(int fd, size_t bytes_min) {
-  struct stat info;
-  if (fstat(fd, &info) != 0) {
-    return absl::InvalidArgumentError(fmt::format("no shared memory: {}", std::strerror(errno)));
-  }
-  const size_t bytes = static_cast<size_t>(info.st_size);
-  if (bytes < bytes_min || bytes == 0) {
-    return absl::InvalidArgumentError(
-        fmt::format("the shared memory has {} bytes, {} are needed", bytes, bytes_min));
-  }
-  const int seals = fcntl(fd, F_GET_SEALS);
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
-    return absl::InvalidArgumentError("the shared memory is not sealed: it might shrink");
-  }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        fmt::format("{} bytes of shared memory cannot be mapped: {}", bytes, std::strerror(errno)));
-  }
+  ASSIGN_OR_RETURN(const size_t bytes, SizeOf(fd, bytes_min, F_SEAL_SHRINK));
   SharedMemory memory;
-  memory.data_ = static_cast<std::byte*>(data);
+  ASSIGN_OR_RETURN(memory.data_, MapAligned(fd, bytes, PROT_READ | PROT_WRITE, MAP_SHARED));
   memory.bytes_ = bytes;
+  return memory;
+}
+
+absl::StatusOr<SharedMemory> SharedMemory::MapHuge(int fd, size_t bytes_min) {
+  ASSIGN_OR_RETURN(SharedMemory memory, Map(fd, bytes_min));
+  const size_t whole = memory.bytes_ / kHugePage * kHugePage;
+  if (whole == 0 || madvise(memory.data_, whole, MADV_HUGEPAGE) != 0) return memory;
+  // Collapses only what has a page.
+  for (size_t at = 0; at < whole; at += kHugePage) {
+    volatile std::byte& touched = memory.data_[at];
+    touched = touched;
+  }
+  madvise(memory.data_, whole, MADV_COLLAPSE);  // a hint: without it the pages are small
+  return memory;
+}
+
+absl::StatusOr<SharedMemory> SharedMemory::MapSealed(int fd, size_t bytes_min) {
+  ASSIGN_OR_RETURN(const size_t bytes, SizeOf(fd, bytes_min, F_SEAL_SHRINK | F_SEAL_WRITE));
+  SharedMemory memory;
+  // Private: kernels before 6.7 refuse shared mappings of what is sealed against writing. Nobody
+  // writes, so nothing is copied.
+  ASSIGN_OR_RETURN(memory.data_, MapAligned(fd, bytes, PROT_READ, MAP_PRIVATE));
+  memory.bytes_ = bytes;
+  madvise(memory.data_, bytes, MADV_HUGEPAGE);
+  madvise(memory.data_, bytes, MADV_POPULATE_READ);
   return memory;
 }
 

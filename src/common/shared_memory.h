@@ -18,6 +18,13 @@ class SharedMemory {
   // All of what `fd`, which stays the caller's, refers to. INVALID_ARGUMENT: it is smaller than
   // `bytes_min`, or may shrink under us, which would be a SIGBUS.
   static absl::StatusOr<SharedMemory> Map(int fd, size_t bytes_min);
+  // The same, on huge pages where the kernel has them: MADV_COLLAPSE (Linux 6.1) makes them though
+  // transparent_hugepage/shmem_enabled is never, as it is by default. That takes the time that page
+  // faults would.
+  static absl::StatusOr<SharedMemory> MapHuge(int fd, size_t bytes_min);
+  // To read only, and populated. `fd` is sealed against writing too: INVALID_ARGUMENT otherwise.
+  // data() must not be written to.
+  static absl::StatusOr<SharedMemory> MapSealed(int fd, size_t bytes_min);
 
   SharedMemory() = default;
   SharedMemory(SharedMemory&& other) noexcept;

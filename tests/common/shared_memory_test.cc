@@ -43,6 +43,32 @@ TEST(SharedMemoryTest, ItCannotShrinkAndWhatCouldIsRefused) {
   EXPECT_EQ(SharedMemory::Map(-1, 1).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(SharedMemoryTest, WhatIsSealedIsReadAndNotWritten) {
+  constexpr size_t kBytes = (4 << 20) + 4096;
+  const int fd = memfd_create("blob", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(fd, kBytes), 0);
+  EXPECT_FALSE(SharedMemory::MapHuge(fd, kBytes).ok());  // it may shrink
+  ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+  auto filled = SharedMemory::MapHuge(fd, kBytes);
+  ASSERT_TRUE(filled.ok()) << filled.status();
+  for (size_t i = 0; i < kBytes; i += 4096) EXPECT_EQ(filled->data()[i], std::byte{0});
+  for (size_t i = 0; i < kBytes; i += 4096) filled->data()[i] = static_cast<std::byte>(i >> 12);
+  EXPECT_FALSE(SharedMemory::MapSealed(fd, kBytes).ok());  // it may change
+  EXPECT_NE(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+  *filled = SharedMemory();
+  filled = SharedMemory();
+  ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+  const auto read = SharedMemory::MapSealed(fd, kBytes);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(read->data()) % (2 << 20), 0u);
+  for (size_t i = 0; i < kBytes; i += 4096) {
+    EXPECT_EQ(read->data()[i], static_cast<std::byte>(i >> 12));
+  }
+  EXPECT_FALSE(SharedMemory::MapSealed(fd, kBytes + 1).ok());
+  EXPECT_DEATH(read->data()[5] = std::byte{1}, "");
+  close(fd);
+}
+
 TEST(SharedMemoryTest, ItsDescriptorTravelsOverASocket) {
   auto made = SharedMemory::Create("test", 4096);
   ASSERT_TRUE(made.ok());
