@@ -150,6 +150,7 @@ absl::Status StoreNode::Attach(SessionId id, const wire::StoreRequest& request,
   const auto& attach = request.attach();
   Session& session = sessions_.at(id);
   if (session.attached) return absl::FailedPreconditionError("attached already");
+  if (!not_ready_.empty()) return absl::UnavailableError(not_ready_);
   RETURN_IF_ERROR(Negotiate(options_.self, attach.hello()).status());
   ASSIGN_OR_RETURN(const KvLayout layout, LayoutFromProto(attach.layout()));
   if (attach.fingerprint().layout() != layout.Text()) {

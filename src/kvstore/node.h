@@ -67,6 +67,9 @@ class StoreNode {
   // Before the first attachment, when it was not known at construction.
   void set_rpc_address(std::string address) { options_.rpc_address = std::move(address); }
 
+  // Attach is refused UNAVAILABLE with this text from now on; empty: allowed, as at first.
+  void set_not_ready(std::string why) { not_ready_ = std::move(why); }
+
   // A worker connected. Replies and events of the session go to `sink`.
   SessionId OpenSession(ReplySink sink);
   void Handle(SessionId session, const wire::StoreRequest& request);
@@ -193,6 +196,7 @@ class StoreNode {
   uint64_t next_prefix_ = 1;
   std::map<uint32_t, int> writing_;  // slots that copies in flight write into
   bool draining_ = false;
+  std::string not_ready_;
   std::shared_ptr<char> alive_ = std::make_shared<char>();
 };
 

@@ -3,6 +3,7 @@
 #include <grpcpp/impl/service_type.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <functional>
@@ -18,10 +19,12 @@
 #include "common/conductor_link.h"
 #include "common/executor.h"
 #include "common/logging.h"
+#include "common/memory.h"
 #include "common/net.h"
 #include "common/rpc.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "kvstore/blob_desk.h"
 #include "kvstore/lease_rpc.h"
 #include "kvstore/node.h"
 #include "kvstore/pool.h"
@@ -54,6 +57,7 @@ class KvStoreService final : public Service {
     verifier_.Shutdown();
     socket_ = nullptr;
     leases_ = nullptr;
+    blobs_ = nullptr;
     transport_ = nullptr;
     node_ = nullptr;
   }
@@ -84,6 +88,12 @@ class KvStoreService final : public Service {
                         .on_changes = [this] { ScheduleEvents(); }};
     // The node names its RPC address to workers, and the RPC server serves the node.
     node_ = std::make_unique<StoreNode>(std::move(options));
+    node_->set_not_ready("the store is still touching its pool");
+    blobs_ = std::make_unique<BlobDesk>(
+        BlobDeskOptions{.self = self_,
+                        .limits = {.bytes = MemoryLimitBytes()},
+                        .memory_available = [this] { return BlobBytesAvailable(); },
+                        .registry = &registry_});
     lease_service_ = MakeLeaseService(node_.get(), &executor_);
     ASSIGN_OR_RETURN(rpc_,
                      RpcServer::Start(config_.kvstore().rpc().listen(), {lease_service_.get()}));
@@ -148,18 +158,29 @@ class KvStoreService final : public Service {
     ASSIGN_OR_RETURN(socket_, SocketServer::Bind({.path = dir + "/kvstore.sock",
                                                   .pool_fd = pool_->fd(),
                                                   .node = node_.get(),
+                                                  .blobs = blobs_.get(),
                                                   .executor = &executor_,
                                                   .clock = &clock_}));
-    return absl::OkStatus();
+    // Workers repack their weights while the pool is touched.
+    return socket_->Serve();
+  }
+
+  // What the pool has not touched yet is spoken for.
+  uint64_t BlobBytesAvailable() const {
+    const uint64_t available = MemoryAvailableBytes();
+    const uint64_t untouched = pool_->memory().size() - pool_->populated_bytes();
+    return available - std::min(available, untouched);
   }
 
   void Populate() {
     absl::Status status = pool_->Populate(stop_);
     if (stop_.load()) return;
-    if (status.ok()) status = socket_->Serve();
     if (status.ok()) {
-      serving_.store(true);
-      LogInfo("serving workers, pool of {} MiB", pool_->memory().size() >> 20);
+      executor_.Post([this] {
+        node_->set_not_ready("");
+        serving_.store(true);
+        LogInfo("serving workers, pool of {} MiB", pool_->memory().size() >> 20);
+      });
       return;
     }
     LogError("{}", std::string(status.message()));
@@ -253,6 +274,7 @@ class KvStoreService final : public Service {
   std::unique_ptr<transfer::Transport> transport_;
   std::unique_ptr<LeaseClient> leases_;
   std::unique_ptr<StoreNode> node_;
+  std::unique_ptr<BlobDesk> blobs_;
   std::unique_ptr<grpc::Service> lease_service_;
   std::unique_ptr<RpcServer> rpc_;
   std::unique_ptr<SocketServer> socket_;

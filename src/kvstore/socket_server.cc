@@ -23,6 +23,7 @@
 #include "common/fd_passing.h"
 #include "common/logging.h"
 #include "common/status_macros.h"
+#include "kvstore/client/connection.h"
 #include "kvstore/client/framing.h"
 #include "transfer/event_loop.h"
 
@@ -50,6 +51,7 @@ struct Connection {
   EventLoop::WatchId watch = 0;
   EventLoop::WatchId pid_watch = 0;
   int pidfd = -1;
+  Fd passed;  // any other descriptor: the next request's
   FrameCutter cutter;
   bool detached = false;
   bool attach_seen = false;
@@ -66,6 +68,7 @@ struct Connection {
     std::string bytes;
     size_t sent = 0;
     int fd = -1;
+    BlobMemoryRef memory;  // whose fd that is, if it is not the pool's
   };
   std::deque<Unsent> unsent ABSL_GUARDED_BY(mu);
   size_t unsent_bytes ABSL_GUARDED_BY(mu) = 0;
@@ -77,6 +80,7 @@ struct Connection {
       const ssize_t n = SendWithFd(fd, std::string_view(first.bytes).substr(first.sent), first.fd);
       if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK;
       first.fd = -1;
+      first.memory = nullptr;
       first.sent += static_cast<size_t>(n);
       unsent_bytes -= static_cast<size_t>(n);
       if (first.sent == first.bytes.size()) unsent.pop_front();
@@ -134,7 +138,8 @@ class UnixSocketServer final : public SocketServer {
     c->watch = loop_.Watch(fd, EPOLLIN, [this, c](uint32_t events) { OnEvents(c, events); });
     connections_.insert(c);
     options_.executor->Post([this, c] {
-      c->session = options_.node->OpenSession([this, c](const wire::StoreReply& r) { Send(c, r); });
+      c->session =
+          options_.node->OpenSession([this, c](const wire::StoreReply& r) { Send(c, r, nullptr); });
     });
   }
 
@@ -185,8 +190,9 @@ class UnixSocketServer final : public SocketServer {
       }
       if (request.has_detach()) c->detached = true;
       ++c->in_executor;
-      options_.executor->Post([this, c, request = std::move(request)] {
-        options_.node->Handle(c->session, request);
+      options_.executor->Post([this, c, request = std::move(request),
+                               passed = std::exchange(c->passed, Fd())]() mutable {
+        Handle(c, request, std::move(passed));
         loop_.Post([this, c] {
           --c->in_executor;
           if (c->paused && c->in_executor < kRequestsMax / 2 && c->watch != 0) UpdateEvents(c);
@@ -195,9 +201,21 @@ class UnixSocketServer final : public SocketServer {
     }
   }
 
+  // On the executor.
+  void Handle(const ConnectionRef& c, const wire::StoreRequest& request, Fd passed) {
+    if (!BlobDesk::Handles(request)) {
+      options_.node->Handle(c->session, request);
+      return;
+    }
+    options_.blobs->Handle(c->session, request, std::move(passed),
+                           [this, c](const wire::StoreReply& reply, BlobMemoryRef memory) {
+                             Send(c, reply, std::move(memory));
+                           });
+  }
+
   void TakeFd(const ConnectionRef& c, int fd) {
     if (c->pidfd >= 0 || !IsPidfd(fd)) {
-      close(fd);
+      c->passed = Fd(fd);
       return;
     }
     c->pidfd = fd;
@@ -230,6 +248,7 @@ class UnixSocketServer final : public SocketServer {
       c->unsent_bytes = 0;
     }
     connections_.erase(c);
+    options_.executor->Post([this, c] { options_.blobs->End(c->session); });
     if (c->detached) DropPidfd(c);
     if (c->pidfd < 0) {
       EndSession(c);
@@ -239,13 +258,16 @@ class UnixSocketServer final : public SocketServer {
   }
 
   // On the executor.
-  void Send(const ConnectionRef& c, const wire::StoreReply& reply) {
+  void Send(const ConnectionRef& c, const wire::StoreReply& reply, BlobMemoryRef memory) {
     absl::MutexLock lock(&c->mu);
     if (c->fd < 0) return;
     std::string bytes = EncodeFrame(reply);
     c->unsent_bytes += bytes.size();
     const bool waiting = !c->unsent.empty();
-    c->unsent.push_back({std::move(bytes), 0, reply.has_attached() ? options_.pool_fd : -1});
+    const int passed = memory != nullptr      ? memory->fd()
+                       : reply.has_attached() ? options_.pool_fd
+                                              : -1;
+    c->unsent.push_back({std::move(bytes), 0, passed, std::move(memory)});
     if (waiting && c->unsent_bytes <= kUnsentBytesMax) return;  // the loop sends it
     if (!c->Flush() || c->unsent_bytes > kUnsentBytesMax) {
       loop_.Post([this, c] { Close(c); });

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -12,7 +13,10 @@
 
 #include <cstring>
 
+#include "common/clock.h"
 #include "common/net.h"
+#include "common/thread.h"
+#include "kvstore/client/blob_lease.h"
 #include "tests/kvstore/store_process.h"
 
 namespace antiphon::kvstore {
@@ -153,6 +157,181 @@ TEST(KvStoreDaemonTest, GarbageOnTheSocketEndsOnlyItsConnection) {
     close(fd);
     EXPECT_THAT(worker->Reserve(1), SizeIs(1));
   }
+}
+
+BlobOptions Named(const StoreProcess& store, const std::string& name, uint64_t bytes = 5 << 20) {
+  return {.socket_path = store.socket_path(),
+          .self = {.cluster = "antiphon", .node = NodeId("test"), .incarnation = 1},
+          .name = name,
+          .model = "m",
+          .bytes = bytes};
+}
+
+std::byte* MapToWrite(const BlobLease& lease, size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, lease.fd(), 0);
+  EXPECT_NE(data, MAP_FAILED);
+  return static_cast<std::byte*>(data);
+}
+
+constexpr char kBlobBytes[] = "antiphon_kvstore_blob_bytes";
+
+TEST(KvStoreDaemonTest, ABlobIsFilledOnceAndOutlivesItsWorkers) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  {
+    auto filler = BlobLease::Open(Named(store, "image"));
+    ASSERT_TRUE(filler.ok()) << filler.status();
+    ASSERT_TRUE(filler->fill());
+    absl::StatusOr<BlobLease> other = absl::UnknownError("");
+    Thread waiter("waiter", [&] { other = BlobLease::Open(Named(store, "image")); });
+    std::byte* data = MapToWrite(*filler, 5 << 20);
+    EXPECT_EQ(data[77], std::byte{0});
+    data[77] = std::byte{42};
+    munmap(data, 5 << 20);
+    EXPECT_TRUE(filler->Publish().ok());
+    waiter.Join();
+    ASSERT_TRUE(other.ok()) << other.status();
+    EXPECT_FALSE(other->fill());
+  }
+  EXPECT_TRUE(store.AwaitMetric(kBlobBytes, 5 << 20));
+  auto later = BlobLease::Open(Named(store, "image"));
+  ASSERT_TRUE(later.ok()) << later.status();
+  EXPECT_FALSE(later->fill());
+  char byte = 0;
+  EXPECT_EQ(pread(later->fd(), &byte, 1, 77), 1);
+  EXPECT_EQ(byte, 42);
+  // Nobody can write to it.
+  EXPECT_EQ(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, later->fd(), 0), MAP_FAILED);
+  EXPECT_EQ(pwrite(later->fd(), &byte, 1, 77), -1);
+}
+
+TEST(KvStoreDaemonTest, WhoWaitsForAFillerThatIsKilledFillsInItsPlace) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  int pipe_fds[2];
+  ASSERT_EQ(pipe(pipe_fds), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto lease = BlobLease::Open(Named(store, "image"));
+    std::byte* data = lease.ok() && lease->fill() ? MapToWrite(*lease, 4096) : nullptr;
+    if (data != nullptr) data[0] = std::byte{1};
+    (void)!write(pipe_fds[1], data != nullptr ? "y" : "n", 1);
+    pause();
+    _exit(0);
+  }
+  char answer = 0;
+  ASSERT_EQ(read(pipe_fds[0], &answer, 1), 1);
+  EXPECT_EQ(answer, 'y');
+  absl::StatusOr<BlobLease> other = absl::UnknownError("");
+  Thread waiter("waiter", [&] { other = BlobLease::Open(Named(store, "image")); });
+  EXPECT_TRUE(
+      store.AwaitMetric("antiphon_kvstore_requests_total{op=\"open_blob\",result=\"ok\"}", 2));
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  waiter.Join();
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_TRUE(other->fill());
+  char byte = 1;
+  EXPECT_EQ(pread(other->fd(), &byte, 1, 0), 1);
+  EXPECT_EQ(byte, 0);
+  EXPECT_TRUE(other->Publish().ok());
+}
+
+TEST(KvStoreDaemonTest, PatienceWithAFillerThatHangsEnds) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  const auto filler = BlobLease::Open(Named(store, "image"));
+  BlobOptions options = Named(store, "image");
+  options.fill_patience = absl::Seconds(-4.9);  // of the five that a store gets to answer
+  EXPECT_TRUE(absl::IsUnavailable(BlobLease::Open(options).status()));
+}
+
+TEST(KvStoreDaemonTest, BlobsOfHostileWorkersAreRefusedWithTheReason) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  const auto refused = [&](BlobOptions options, const char* text) {
+    const absl::Status status = BlobLease::Open(options).status();
+    EXPECT_FALSE(status.ok());
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+  };
+  auto held = BlobLease::Open(Named(store, "held", 100));
+  ASSERT_TRUE(held.ok());
+  ASSERT_TRUE(held->Publish().ok());
+  EXPECT_THAT(std::string(held->Publish().message()), HasSubstr("fills no blob"));
+  refused(Named(store, "held", 101), "held with 100 bytes");
+  refused(Named(store, std::string(501, 'x')), "501 bytes");
+  refused(Named(store, ""), "0 bytes");
+  refused(Named(store, "large", ~uint64_t{0}), "larger than all may be");
+  BlobOptions stranger = Named(store, "a");
+  stranger.self.cluster = "another";
+  refused(stranger, "another");
+
+  auto mapped = BlobLease::Open(Named(store, "mapped", 4096));
+  ASSERT_TRUE(mapped.ok());
+  std::byte* data = MapToWrite(*mapped, 4096);
+  EXPECT_THAT(std::string(mapped->Publish().message()), HasSubstr("still mapped for writing"));
+  // The same of a worker that does not look itself.
+  const auto fd = ConnectToStore(store.socket_path());
+  ASSERT_TRUE(fd.ok());
+  FrameCutter cutter;
+  const auto ask = [&](const wire::StoreRequest& request, int passed, std::vector<int>& came) {
+    const absl::Time deadline = Clock::Real().Now() + absl::Seconds(10);
+    EXPECT_TRUE(SendAll(fd->get(), EncodeFrame(request), passed, deadline).ok());
+    const auto reply = AwaitReply(fd->get(), cutter, deadline, came);
+    EXPECT_TRUE(reply.ok()) << reply.status();
+    return reply.ok() ? StatusOf(*reply) : reply.status();
+  };
+  std::vector<int> came;
+  wire::StoreRequest request;
+  request.set_id(1);
+  request.mutable_publish_blob();
+  EXPECT_THAT(std::string(ask(request, -1, came).message()), HasSubstr("fills no blob"));
+  const Identity self{.cluster = "antiphon", .node = NodeId("raw"), .incarnation = 1};
+  auto* open = request.mutable_open_blob();
+  *open->mutable_hello() = MakeHello(self);
+  open->set_name("raw");
+  open->set_model("m");
+  open->set_bytes(4096);
+  EXPECT_TRUE(ask(request, -1, came).ok());
+  ASSERT_THAT(came, SizeIs(1));
+  void* raw = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, came[0], 0);
+  request.mutable_publish_blob();
+  EXPECT_THAT(std::string(ask(request, -1, came).message()), HasSubstr("still mapped for writing"));
+  auto* offer = request.mutable_offer_blob();
+  *offer->mutable_hello() = MakeHello(self);
+  offer->set_name("offered");
+  offer->set_model("m");
+  offer->set_bytes(4096);
+  EXPECT_THAT(std::string(ask(request, -1, came).message()), HasSubstr("no sealed memory"));
+  EXPECT_THAT(std::string(ask(request, came[0], came).message()), HasSubstr("no sealed memory"));
+  EXPECT_THAT(std::string(ask(request, fd->get(), came).message()), HasSubstr("no sealed memory"));
+  munmap(raw, 4096);
+  munmap(data, 4096);
+  for (int passed : came) close(passed);
+  EXPECT_THAT(Attached(store)->Reserve(1), SizeIs(1));
+}
+
+TEST(KvStoreDaemonTest, ABlobThatOutlivesItsStoreIsTakenByTheNext) {
+  auto store = std::make_unique<StoreProcess>();
+  ASSERT_TRUE(store->ready());
+  auto lease = BlobLease::Open(Named(*store, "image"));
+  ASSERT_TRUE(lease.ok());
+  const char byte = 42;
+  ASSERT_EQ(pwrite(lease->fd(), &byte, 1, 9), 1);
+  store->Kill(SIGKILL);
+  store->Wait();
+  EXPECT_TRUE(absl::IsUnavailable(lease->Publish()));
+  store = std::make_unique<StoreProcess>();
+  ASSERT_TRUE(store->ready());
+  const auto offered = BlobLease::Offer(Named(*store, "image"), lease->fd());
+  ASSERT_TRUE(offered.ok()) << offered.status();
+  EXPECT_TRUE(
+      absl::IsAlreadyExists(BlobLease::Offer(Named(*store, "image"), lease->fd()).status()));
+  const auto other = BlobLease::Open(Named(*store, "image"));
+  ASSERT_TRUE(other.ok());
+  char seen = 0;
+  EXPECT_EQ(pread(other->fd(), &seen, 1, 9), 1);
+  EXPECT_EQ(seen, 42);
 }
 
 TEST(KvStoreDaemonTest, ASecondStoreInOneFolderIsRefused) {

@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -24,6 +23,7 @@
 #include "common/fd_passing.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
+#include "kvstore/client/connection.h"
 #include "kvstore/client/framing.h"
 
 namespace antiphon::kvstore {
@@ -35,79 +35,12 @@ using Done = absl::AnyInvocable<void(const wire::StoreReply&)>;
 constexpr size_t kUnsentBytesMax = 64 << 20;
 constexpr absl::Duration kDetachPatience = absl::Milliseconds(500);
 
-class Fd {
- public:
-  explicit Fd(int fd = -1) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-absl::Status StatusOf(const wire::StoreReply& reply) {
-  if (reply.status().code() == 0) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(reply.status().code()),
-                      reply.status().message());
-}
-
 wire::StoreReply UnavailableReply(uint64_t id, const std::string& why) {
   wire::StoreReply reply;
   reply.set_id(id);
   reply.mutable_status()->set_code(static_cast<int>(absl::StatusCode::kUnavailable));
   reply.mutable_status()->set_message(why);
   return reply;
-}
-
-absl::Status WaitFor(int fd, short events, absl::Time deadline) {
-  while (true) {
-    const int64_t left = absl::ToInt64Milliseconds(deadline - Clock::Real().Now());
-    if (left <= 0) return absl::UnavailableError("the store did not answer in time");
-    pollfd p{.fd = fd, .events = events, .revents = 0};
-    const int n = poll(&p, 1, static_cast<int>(left));
-    if (n > 0) return absl::OkStatus();
-    if (n < 0 && errno != EINTR) return absl::UnavailableError(std::strerror(errno));
-  }
-}
-
-absl::Status SendAll(int fd, std::string_view bytes, int passed, absl::Time deadline) {
-  while (!bytes.empty()) {
-    const ssize_t n = SendWithFd(fd, bytes, passed);
-    if (n > 0) {
-      bytes.remove_prefix(static_cast<size_t>(n));
-      passed = -1;
-    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-      RETURN_IF_ERROR(WaitFor(fd, POLLOUT, deadline));
-    } else {
-      return absl::UnavailableError(fmt::format("send: {}", std::strerror(errno)));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<Fd> Connect(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(
-        fmt::format("socket path '{}' has {} bytes; it has 1 to {}; set a shorter "
-                    "cluster.runtime_dir",
-                    path, path.size(), sizeof(address.sun_path) - 1));
-  }
-  std::memcpy(address.sun_path, path.data(), path.size());
-  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (fd.get() < 0) return absl::UnavailableError(fmt::format("socket: {}", std::strerror(errno)));
-  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return absl::UnavailableError(fmt::format("no store at {}: {}", path, std::strerror(errno)));
-  }
-  return fd;
 }
 
 // Callbacks run while the gate is open; Close waits for the one that runs, unless it is the caller.
@@ -184,7 +117,7 @@ class SocketStoreClient final : public StoreClient {
     const Fd pidfd(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
     RETURN_IF_ERROR(SendAll(socket_.get(), EncodeFrame(request), pidfd.get(), deadline));
     std::vector<int> fds;
-    auto reply = AwaitReply(deadline, fds);
+    auto reply = AwaitReply(socket_.get(), cutter_, deadline, fds);
     Fd memfd(fds.empty() ? -1 : fds[0]);
     for (size_t i = 1; i < fds.size(); ++i) close(fds[i]);
     RETURN_IF_ERROR(reply.status());
@@ -245,25 +178,6 @@ class SocketStoreClient final : public StoreClient {
     absl::AnyInvocable<void(const wire::StoreReply&)> on_event;
     absl::AnyInvocable<void(absl::Status)> on_lost;
   };
-
-  absl::StatusOr<wire::StoreReply> AwaitReply(absl::Time deadline, std::vector<int>& fds) {
-    char buffer[64 << 10];
-    while (true) {
-      ASSIGN_OR_RETURN(const auto frame, cutter_.Next());
-      if (frame.has_value()) {
-        wire::StoreReply reply;
-        if (!reply.ParseFromArray(frame->data(), static_cast<int>(frame->size()))) {
-          return absl::InternalError("the store's answer to attach cannot be read");
-        }
-        return reply;
-      }
-      RETURN_IF_ERROR(WaitFor(socket_.get(), POLLIN, deadline));
-      const ssize_t n = RecvWithFds(socket_.get(), buffer, sizeof(buffer), fds);
-      if (n == 0) return absl::UnavailableError("the store closed the connection");
-      if (n < 0 && errno != EAGAIN) return absl::UnavailableError(std::strerror(errno));
-      if (n > 0) cutter_.Append({buffer, static_cast<size_t>(n)});
-    }
-  }
 
   absl::Status MapPool(const wire::StoreReply::Attached& attached, const KvLayout& layout,
                        int memfd) {
@@ -422,7 +336,7 @@ class SocketStoreClient final : public StoreClient {
 absl::StatusOr<std::unique_ptr<StoreClient>> StoreClient::Attach(AttachOptions options) {
   CHECK(options.executor != nullptr && options.fingerprint != nullptr);
   const absl::Time deadline = Clock::Real().Now() + options.timeout;
-  ASSIGN_OR_RETURN(Fd socket, Connect(options.socket_path));
+  ASSIGN_OR_RETURN(Fd socket, ConnectToStore(options.socket_path));
   const Identity self = options.self;
   const KvLayout layout = options.layout;
   const wire::Fingerprint& fingerprint = *options.fingerprint;
