@@ -79,6 +79,8 @@ class ModelRunner {
   virtual const KvLayout& layout() const = 0;
   virtual std::string rope_text() const = 0;     // for the fingerprint
   virtual std::string kernel_class() const = 0;  // for the fingerprint
+  // What decides how fast it is, beside model, layout and shape; empty: nobody can say.
+  virtual std::string speed_class() const { return ""; }
   // Ranks that a step is shared out over; for the fingerprint, as sums over ranks round otherwise.
   virtual uint32_t tp_degree() const { return 1; }
 

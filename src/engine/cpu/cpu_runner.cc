@@ -58,6 +58,7 @@ class CpuRunner final : public ModelRunner {
                .step_tokens_max = options.step_tokens_max},
         forward_(weights_.get(), loaded.kernels, layout_, options.step_tokens_max, loaded.threads,
                  group_.comm, group_.timeout),
+        speed_class_(fmt::format("{} on {} threads", loaded.kernels->name, loaded.threads)),
         team_(loaded.threads, "engine", options.nice, [this](int thread) { Round(thread); }) {
     if (group_.comm != nullptr) leader_.emplace(group_, layout_);
   }
@@ -83,6 +84,7 @@ class CpuRunner final : public ModelRunner {
 
   std::string rope_text() const override { return RopeText(weights_->shape); }
   std::string kernel_class() const override { return KernelClass(activations_); }
+  std::string speed_class() const override { return speed_class_; }
   uint32_t tp_degree() const override { return weights_->shard.size; }
 
   absl::Status UsePool(const PoolMemory& pool) override {
@@ -173,6 +175,7 @@ class CpuRunner final : public ModelRunner {
   mutable absl::Mutex mutex_;
   StepProgress progress_ ABSL_GUARDED_BY(mutex_);
   State state_ ABSL_GUARDED_BY(mutex_) = State::kIdle;
+  const std::string speed_class_;
   cpu::Team team_;  // last: its threads use the rest
 };
 
@@ -206,8 +209,9 @@ absl::StatusOr<Loaded> Load(const model::GgufFile* file, const CpuRunnerOptions&
       !notice.empty() && options.instruction_set == "auto") {
     LogWarning("{}", notice);
   }
-  ASSIGN_OR_RETURN(loaded.weights, cpu::LoadWeights(*file, options.activations, loaded.threads,
-                                                    options.on_load_progress, shard));
+  ASSIGN_OR_RETURN(loaded.weights,
+                   cpu::LoadWeights(*file, options.activations, loaded.threads,
+                                    options.on_load_progress, shard, options.images));
   const model::LlamaShape& shape = loaded.weights->shape;
   KvLayout& layout = loaded.layout;
   layout.block_tokens = options.block_tokens;

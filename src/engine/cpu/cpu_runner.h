@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "engine/image_source.h"
 #include "engine/model_runner.h"
 #include "engine/tensor_group.h"
 
@@ -27,12 +28,13 @@ struct CpuRunnerOptions {
   std::string instruction_set = "auto";          // or the name of a granted table (isa.h)
   std::function<void(double)> on_load_progress;  // 0 .. 1
   TensorGroup group;                             // this process's rank in it
+  ImageSource* images = nullptr;                 // of `file`; used at load. Null: none is shared
 };
 
 // FAILED_PRECONDITION when the model cannot be served (naming tensor or key), its ranks cannot
-// share it out evenly, or the instruction set is not granted by this machine. `file` must outlive
-// the runner. In a group this is rank 0, and it waits until all ranks have loaded: UNAVAILABLE when
-// one of them cannot.
+// share it out evenly, or the instruction set is not granted by this machine; RESOURCE_EXHAUSTED
+// when memory for it cannot be had, with both sizes. `file` must outlive the runner. In a group
+// this is rank 0, and it waits until all ranks have loaded: UNAVAILABLE when one of them cannot.
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
                                                            const CpuRunnerOptions& options);
 

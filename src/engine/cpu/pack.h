@@ -10,6 +10,10 @@
 
 namespace antiphon::engine::cpu {
 
+// Changes whenever the bytes that PackGroup writes for a format do, or what an image of weights is
+// made of (weights.cc): processes of different builds share images by this number.
+inline constexpr int kPackedLayout = 1;
+
 // None for a format that the engine cannot read.
 std::optional<PackedType> PackedTypeOf(model::TensorType type);
 

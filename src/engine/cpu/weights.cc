@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/logging.h"
+#include "common/memory.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "engine/cpu/dequantize.h"
@@ -23,6 +24,8 @@ using model::LlamaShape;
 using model::Tensor;
 
 constexpr size_t kImageAlign = 4096;
+// Scratch of a step, tables and the process itself, beside the weights.
+constexpr uint64_t kMemoryBeside = 128 << 20;
 
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -177,8 +180,8 @@ void PackOne(const Matrix& matrix, int group, std::byte* out) {
   PackGroup(*matrix.packed, rows, matrix.columns, out);
 }
 
-absl::Status PackAll(Weights& weights, int threads, const std::function<void(double)>& progress) {
-  std::vector<Packing> packings;
+// Gives every matrix its place; returns the bytes of all of them.
+size_t Place(Weights& weights, std::vector<Packing>& packings) {
   size_t bytes = 0;
   const auto place = [&](Matrix& matrix) {
     if (!matrix.packed.has_value()) return;
@@ -194,10 +197,14 @@ absl::Status PackAll(Weights& weights, int threads, const std::function<void(dou
     }
   }
   place(weights.output);
-  ASSIGN_OR_RETURN(weights.image, Arena::Create(bytes));
+  return bytes;
+}
+
+// Fills `image`, which is zero.
+void Pack(const std::vector<Packing>& packings, std::byte* image, int threads,
+          const std::function<void(double)>& progress) {
   std::vector<std::pair<size_t, int>> tasks;  // (packing, group)
   for (size_t i = 0; i < packings.size(); ++i) {
-    packings[i].matrix->image = weights.image.data() + packings[i].offset;
     for (int group = 0; group < packings[i].matrix->groups(); ++group) tasks.emplace_back(i, group);
   }
   std::atomic<size_t> next{0};
@@ -210,7 +217,7 @@ absl::Status PackAll(Weights& weights, int threads, const std::function<void(dou
         const auto [index, group] = tasks[t];
         const Matrix& matrix = *packings[index].matrix;
         PackOne(matrix, group,
-                weights.image.data() + packings[index].offset +
+                image + packings[index].offset +
                     PackedGroupBytes(*matrix.packed, matrix.columns) * static_cast<size_t>(group));
       }
       if (report && progress) {
@@ -218,11 +225,55 @@ absl::Status PackAll(Weights& weights, int threads, const std::function<void(dou
       }
     }
   };
-  {
-    std::vector<Thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back("pack", [&work] { work(false); });
-    work(true);
+  std::vector<Thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back("pack", [&work] { work(false); });
+  work(true);
+}
+
+absl::Status CheckMemory(size_t bytes) {
+  const uint64_t available = MemoryAvailableBytes();
+  if (bytes + kMemoryBeside <= available) return absl::OkStatus();
+  const auto gib = [](uint64_t n) { return static_cast<double>(n) / (1 << 30); };
+  return absl::ResourceExhaustedError(
+      fmt::format("the weights need about {:.1f} GiB of memory; {:.1f} GiB can be had (the KV "
+                  "store's pool is counted already)",
+                  gib(bytes + kMemoryBeside), gib(available)));
+}
+
+// Packs, unless another process of this host did.
+absl::Status MakeImage(Weights& weights, Activations activations, int threads,
+                       const std::function<void(double)>& progress, ImageSource* images) {
+  std::vector<Packing> packings;
+  const size_t bytes = Place(weights, packings);
+  const std::byte* image = nullptr;
+  if (images != nullptr && bytes > 0) {
+    const std::string name = fmt::format("image {} {} {} of {}", kPackedLayout,
+                                         activations == Activations::kFloat ? "float" : "fast",
+                                         weights.shard.rank, weights.shard.size);
+    auto shared = images->Open(name, bytes);
+    if (!shared.ok()) {
+      LogInfo("the packed weights are this process's own: {}",
+              std::string(shared.status().message()));
+    } else {
+      if (std::byte* out = (*shared)->fill(); out != nullptr) {
+        RETURN_IF_ERROR(CheckMemory(bytes));
+        Pack(packings, out, threads, progress);
+        RETURN_IF_ERROR((*shared)->Finish());
+        LogInfo("packed {} MiB of weights, which this host's workers share", bytes >> 20);
+      } else {
+        LogInfo("the {} MiB of packed weights were shared by another worker", bytes >> 20);
+      }
+      weights.shared_image = *std::move(shared);
+      image = weights.shared_image->data();
+    }
   }
+  if (image == nullptr) {
+    RETURN_IF_ERROR(CheckMemory(bytes));
+    ASSIGN_OR_RETURN(weights.image, Arena::Create(bytes));
+    Pack(packings, weights.image.data(), threads, progress);
+    image = weights.image.data();
+  }
+  for (const Packing& packing : packings) packing.matrix->image = image + packing.offset;
   if (progress) progress(1.0);
   return absl::OkStatus();
 }
@@ -331,9 +382,9 @@ absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file, Activ
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
                                                      int threads,
                                                      const std::function<void(double)>& progress,
-                                                     Shard shard) {
+                                                     Shard shard, ImageSource* images) {
   ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, FindWeights(file, activations, shard));
-  RETURN_IF_ERROR(PackAll(*weights, threads, progress));
+  RETURN_IF_ERROR(MakeImage(*weights, activations, threads, progress, images));
   return weights;
 }
 

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/cpu/kernels.h"
+#include "engine/image_source.h"
 #include "model/card.h"
 #include "model/gguf.h"
 
@@ -85,7 +86,8 @@ struct Weights {
   std::vector<float> output_norm;
   Matrix output;                        // the shard's rows of the vocabulary
   std::vector<float> rope_frequencies;  // radians a token for each pair
-  Arena image;
+  Arena image;                          // or:
+  std::unique_ptr<SharedImage> shared_image;
 };
 
 // FAILED_PRECONDITION naming the field that `shards` ranks do not divide, or the tensor whose
@@ -97,11 +99,13 @@ absl::Status CheckShards(const model::GgufFile& file, uint32_t shards);
 // not divide.
 absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const model::GgufFile& file,
                                                      Activations activations, Shard shard = {});
-// FindWeights, and packs on `threads` threads.
+// FindWeights, and the packed image: the one that `images` has finished, or one packed here on
+// `threads` threads, for `images` if it wants it. RESOURCE_EXHAUSTED: it does not fit in memory.
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::GgufFile& file,
                                                      Activations activations, int threads,
                                                      const std::function<void(double)>& progress,
-                                                     Shard shard = {});
+                                                     Shard shard = {},
+                                                     ImageSource* images = nullptr);
 
 }  // namespace antiphon::engine::cpu
 
