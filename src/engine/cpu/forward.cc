@@ -49,28 +49,28 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   vocab_stride_ = RoundUp(s.vocab, kGroupRows);
   padded_dim_ = RoundUp(s.head_dim, kGroupRows);
 
-  x_.resize(rows_max * hidden_stride_);
-  input_.resize(rows_max * input_stride_);
+  x_.Allocate(rows_max * hidden_stride_);
+  input_.Allocate(rows_max * input_stride_);
   const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
-  quant_.resize(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_) /
-                    sizeof(CacheLine) +
-                1);
-  qkv_.resize(rows_max * qkv_stride_);
-  gate_up_.resize(rows_max * 2 * gate_stride_);
-  cos_.resize(rows_max * (s.rope_dims / 2));
-  sin_.resize(cos_.size());
+  quant_.Allocate(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_) /
+                      sizeof(CacheLine) +
+                  1);
+  qkv_.Allocate(rows_max * qkv_stride_);
+  gate_up_.Allocate(rows_max * 2 * gate_stride_);
+  cos_.Allocate(rows_max * (s.rope_dims / 2));
+  sin_.Allocate(cos_.size());
   if (comm_ == nullptr) {
-    logits_.resize((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
+    logits_.Allocate((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
   } else {
-    partial_.resize(x_.size());
+    partial_.Allocate(x_.size());
     // The last group of the vocabulary is padded, so every share is of whole groups.
     const size_t size = weights->shard.size, groups = vocab_stride_ / kGroupRows;
     shard_stride_ = (groups + size - 1) / size * kGroupRows;
-    shard_logits_.resize((FineOutput() ? 2 : 1) * output_rows * shard_stride_);
-    shown_logits_.resize(output_rows * shard_stride_);
+    shard_logits_.Allocate((FineOutput() ? 2 : 1) * output_rows * shard_stride_);
+    shown_logits_.Allocate(output_rows * shard_stride_);
     if (weights->shard.rank == 0) {
-      gathered_logits_.resize(size * output_rows * shard_stride_);
-      logits_.resize(output_rows * vocab_stride_);
+      gathered_logits_.Allocate(size * output_rows * shard_stride_);
+      logits_.Allocate(output_rows * vocab_stride_);
     }
   }
   rows_.reserve(rows_max);

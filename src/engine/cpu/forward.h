@@ -13,6 +13,7 @@
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/team.h"
 #include "engine/cpu/weights.h"
+#include "engine/cpu/zeroed.h"
 #include "engine/model_runner.h"
 #include "engine/sampler.h"
 
@@ -143,16 +144,16 @@ class Forward {
   size_t shard_stride_ = 0;  // floats of the largest share of the vocabulary
   bool any_quantised_ = false;
 
-  std::vector<float> x_;          // [row][hidden_stride_]: the residual stream
-  std::vector<float> input_;      // [row][input_stride_]: of the next product, of attention
-  std::vector<CacheLine> quant_;  // the same, quantised
-  std::vector<float> qkv_;        // [row][qkv_stride_]
-  std::vector<float> gate_up_;    // [row][2 * gate_stride_]
-  std::vector<float> cos_, sin_;  // [row][pairs]
-  std::vector<float> logits_;     // [output row of a batch, or its half][vocab_stride_]
-  std::vector<float> partial_;    // [row][hidden_stride_]: this rank's part of a sum
-  std::vector<float> shard_logits_, shown_logits_;  // [output row, its half][shard_stride_]
-  std::vector<float> gathered_logits_;              // [rank][output row][shard_stride_]
+  Zeroed<float> x_;          // [row][hidden_stride_]: the residual stream
+  Zeroed<float> input_;      // [row][input_stride_]: of the next product, of attention
+  Zeroed<CacheLine> quant_;  // the same, quantised
+  Zeroed<float> qkv_;        // [row][qkv_stride_]
+  Zeroed<float> gate_up_;    // [row][2 * gate_stride_]
+  Zeroed<float> cos_, sin_;  // [row][pairs]
+  Zeroed<float> logits_;     // [output row of a batch, or its half][vocab_stride_]
+  Zeroed<float> partial_;    // [row][hidden_stride_]: this rank's part of a sum
+  Zeroed<float> shard_logits_, shown_logits_;  // [output row, its half][shard_stride_]
+  Zeroed<float> gathered_logits_;              // [rank][output row][shard_stride_]
   std::vector<Scratch> scratch_;
 
   Step step_;
