@@ -29,6 +29,8 @@ namespace antiphon {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(200);
+// Until it is ready for the first time: a restart takes less than a tick.
+constexpr absl::Duration kStartTick = absl::Milliseconds(10);
 // What a service gets beyond its drain deadline before we stop waiting for it.
 constexpr absl::Duration kDrainSlack = absl::Seconds(5);
 
@@ -205,7 +207,9 @@ class Watch {
 
   void Tick(absl::Time now) {
     const std::string reason = health_.NotReady();
-    if (!last_ || *last_ != reason) {
+    const bool due = !last_ || reason.empty() || now >= next_state_;
+    if (due && (!last_ || *last_ != reason)) {
+      next_state_ = now + kTick;
       announcer_.State(reason);
       NotifySystemd(fmt::format("{}STATUS={}", reason.empty() && !was_ready_ ? "READY=1\n" : "",
                                 reason.empty() ? "ready" : EscapeForLog(reason, false)));
@@ -227,6 +231,8 @@ class Watch {
     }
   }
 
+  absl::Duration interval() const { return was_ready_ ? kTick : kStartTick; }
+
  private:
   Health& health_;
   Announcer& announcer_;
@@ -234,6 +240,7 @@ class Watch {
   std::optional<std::string> last_;
   bool was_ready_ = false;
   absl::Time next_extension_ = absl::InfinitePast();
+  absl::Time next_state_ = absl::InfinitePast();
   absl::Time next_kick_ = absl::InfinitePast();
 };
 
@@ -348,7 +355,7 @@ int Serve(const DaemonFlags& flags, const DaemonOptions& options, LoadedConfig c
     {
       absl::MutexLock lock(&requests.mu);
       if (!requests.terminate && !requests.reload) {
-        requests.changed.WaitWithTimeout(&requests.mu, kTick);
+        requests.changed.WaitWithTimeout(&requests.mu, watch.interval());
       }
       reload = requests.reload;
       terminate = requests.terminate;
