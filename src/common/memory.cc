@@ -1,5 +1,7 @@
 #include "common/memory.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -75,6 +77,12 @@ uint64_t MemoryLimitBytes() { return std::min(MemInfoBytes("MemTotal"), CgroupLi
 
 uint64_t MemoryAvailableBytes() {
   return std::min(MemInfoBytes("MemAvailable"), CgroupLimits().available);
+}
+
+void ReturnFreeMemory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 uint64_t DefaultPoolBytes() {

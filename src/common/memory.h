@@ -10,6 +10,8 @@ namespace antiphon {
 uint64_t MemoryLimitBytes();
 // What can still be had without swapping: the least of MemAvailable and what the limits leave.
 uint64_t MemoryAvailableBytes();
+// Gives the heap's free pages back to the kernel; takes milliseconds.
+void ReturnFreeMemory();
 // kvstore.pool's default: a quarter of the limit, at most 8 GiB, in whole 2 MiB.
 uint64_t DefaultPoolBytes();
 

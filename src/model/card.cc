@@ -98,20 +98,22 @@ std::string ValueText(const Value& value) {
 }  // namespace
 
 absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::string& name,
-                                               CardParts& parts) {
+                                               CardParts& parts, const KnownDigests* known) {
   ASSIGN_OR_RETURN(const LlamaShape shape, LlamaShapeOf(file));
   ASSIGN_OR_RETURN(const internal::v1::TokenizerSpec spec, TokenizerSpecOf(file));
-  RETURN_IF_ERROR(Tokenizer::Create(spec).status());
   ASSIGN_OR_RETURN(parts.chat_template_blob, file.GetStringOr(kChatTemplate, ""));
   parts.tokenizer_blob.clear();
   if (!spec.SerializeToString(&parts.tokenizer_blob)) {
     return absl::InvalidArgumentError("the tokenizer's vocabulary is too large to be sent");
   }
   internal::v1::ModelCard card;
+  card.set_tokenizer_digest(Sha256Hex(parts.tokenizer_blob));
+  if (known == nullptr || known->tokenizer != card.tokenizer_digest()) {
+    RETURN_IF_ERROR(Tokenizer::Create(spec).status());
+  }
   card.set_name(name);
   card.set_architecture(shape.architecture);
-  card.set_weights_digest(Sha256Hex(file.bytes()));
-  card.set_tokenizer_digest(Sha256Hex(parts.tokenizer_blob));
+  card.set_weights_digest(known != nullptr ? known->weights : Sha256Hex(file.bytes()));
   if (!parts.chat_template_blob.empty()) {
     card.set_chat_template_digest(Sha256Hex(parts.chat_template_blob));
   }

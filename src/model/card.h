@@ -21,10 +21,19 @@ struct CardParts {
   std::string chat_template_blob;  // text; empty when the file has none
 };
 
+// What an earlier CardOf of the same file found out and is slow: the whole file's digest, and that
+// the tokenizer with this digest can be made.
+struct KnownDigests {
+  std::string weights;
+  std::string tokenizer;
+};
+
 // Fills everything but block_tokens, aliases and configuration's sampling. `name` is what clients
-// will write. The weights digest is the SHA-256 of the whole file.
+// will write. The weights digest is the SHA-256 of the whole file, which takes seconds a GiB unless
+// it is in `known`.
 absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::string& name,
-                                               CardParts& parts);
+                                               CardParts& parts,
+                                               const KnownDigests* known = nullptr);
 
 // Hyper-parameters of the llama and qwen2 families.
 struct LlamaShape {

@@ -292,6 +292,7 @@ struct GgufFile::State {
 
   std::string_view bytes;
   void* mapping = nullptr;
+  std::string identity;
   uint32_t version = 0;
   std::map<std::string, Value> metadata;
   std::vector<Tensor> tensors;
@@ -373,6 +374,12 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Parse(std::string_view bytes
   return file;
 }
 
+static std::string IdentityOf(const struct stat& info) {
+  const auto time = [](const timespec& t) { return fmt::format("{}.{:09}", t.tv_sec, t.tv_nsec); };
+  return fmt::format("{:x}-{}-{}-{}-{}", info.st_dev, info.st_ino, info.st_size, time(info.st_mtim),
+                     time(info.st_ctim));
+}
+
 absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
@@ -398,6 +405,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   }
   std::unique_ptr<GgufFile> file(new GgufFile);
   file->state_->mapping = mapping;
+  file->state_->identity = IdentityOf(info);
   file->state_->bytes = std::string_view(static_cast<const char*>(mapping), size);
   if (absl::Status status = file->state_->Read(); !status.ok()) {
     return absl::Status(status.code(), fmt::format("{}: {}", path, std::string(status.message())));
@@ -408,6 +416,10 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
 uint32_t GgufFile::version() const { return state_->version; }
 const std::map<std::string, Value>& GgufFile::metadata() const { return state_->metadata; }
 const std::vector<Tensor>& GgufFile::tensors() const { return state_->tensors; }
+const std::string& GgufFile::identity() const { return state_->identity; }
+void GgufFile::DropPages() const {
+  if (state_->mapping != nullptr) madvise(state_->mapping, state_->bytes.size(), MADV_DONTNEED);
+}
 std::string_view GgufFile::bytes() const { return state_->bytes; }
 
 const Tensor* GgufFile::FindTensor(std::string_view name) const {

@@ -88,6 +88,14 @@ class GgufFile {
   absl::StatusOr<double> GetDoubleOr(std::string_view key, double otherwise) const;
   absl::StatusOr<bool> GetBoolOr(std::string_view key, bool otherwise) const;
 
+  // Which file this is on this host: device, inode, size and the times of its last changes, as of
+  // Open. A digest would say more and costs seconds a GiB. Empty after Parse.
+  const std::string& identity() const;
+
+  // Takes the file's pages out of this process's memory; what is read again comes from the page
+  // cache, or from the disk.
+  void DropPages() const;
+
   // The whole file, for its digest.
   std::string_view bytes() const;
 

@@ -169,6 +169,15 @@ double StepSeconds(const wire::CostModel& cost, double rows, double context_toke
   return cost.step_base() + cost.step_per_row() * rows + cost.step_per_context() * context_tokens;
 }
 
+bool IsPlausible(const wire::CostModel& cost) {
+  for (const double v : {cost.prefill_base(), cost.prefill_per_token(), cost.prefill_per_pair(),
+                         cost.step_base(), cost.step_per_row(), cost.step_per_context(),
+                         cost.bytes_per_token(), cost.transfer_bytes_per_s()}) {
+    if (!std::isfinite(v) || v <= 0) return false;
+  }
+  return true;
+}
+
 absl::StatusOr<wire::CostModel> MeasureCost(engine::ModelRunner& runner, const Clock& clock) {
   Probe probe(runner, clock);
   const engine::RunnerShape shape = runner.shape();

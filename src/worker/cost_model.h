@@ -27,6 +27,9 @@ std::array<double, 3> FitPositive(const std::vector<Observation>& observations,
 double PrefillSeconds(const internal::v1::CostModel& cost, double tokens, double context);
 double StepSeconds(const internal::v1::CostModel& cost, double rows, double context_tokens);
 
+// All coefficients are finite and positive, as measured ones are.
+bool IsPlausible(const internal::v1::CostModel& cost);
+
 // Runs steps on the calling thread; takes the time of about a thousand prompt tokens, less on a
 // slow machine. The engine's errors are passed on.
 absl::StatusOr<internal::v1::CostModel> MeasureCost(engine::ModelRunner& runner,

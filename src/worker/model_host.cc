@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "antiphon/v1/config.pb.h"
+#include "common/daemon.h"
 #include "common/logging.h"
 #include "common/memory.h"
 #include "common/status_macros.h"
@@ -79,6 +82,52 @@ absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
   return false;
 }
 
+bool IsDigest(std::string_view text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == text.npos;
+}
+
+// With the digests that another worker of this host found, if one did.
+absl::StatusOr<internal::v1::ModelCard> CardOf(const model::GgufFile& file, const std::string& name,
+                                               model::CardParts& parts, HostBlobs* blobs) {
+  if (blobs == nullptr) return model::CardOf(file, name, parts);
+  model::KnownDigests known;
+  const auto valid = [&](const std::string& text) {
+    known.weights = text.substr(0, text.find(' '));
+    known.tokenizer = text.substr(std::min(known.weights.size() + 1, text.size()));
+    return IsDigest(known.weights) && IsDigest(known.tokenizer);
+  };
+  std::optional<internal::v1::ModelCard> computed;
+  const auto compute = [&]() -> absl::StatusOr<std::string> {
+    ASSIGN_OR_RETURN(computed, model::CardOf(file, name, parts));
+    return absl::StrCat(computed->weights_digest(), " ", computed->tokenizer_digest());
+  };
+  RETURN_IF_ERROR(blobs->Recall("digests", valid, compute).status());
+  if (computed.has_value()) return *std::move(computed);
+  return model::CardOf(file, name, parts, &known);
+}
+
+// Measured by whichever worker comes first, while the others leave it alone. The role is no part of
+// the name: threads that stand back are as fast when nobody else runs.
+absl::StatusOr<internal::v1::CostModel> CostOf(engine::ModelRunner& runner, const Clock& clock,
+                                               HostBlobs* blobs) {
+  const std::string speed = runner.speed_class();
+  if (blobs == nullptr || speed.empty()) return MeasureCost(runner, clock);
+  const std::string name =
+      fmt::format("cost {} {} {} steps of {}, {} ranks", runner.kernel_class(), speed,
+                  runner.layout().Text(), runner.shape().step_tokens_max, runner.tp_degree());
+  internal::v1::CostModel cost;
+  const auto valid = [&](const std::string& text) {
+    return cost.ParseFromString(text) && IsPlausible(cost);
+  };
+  ASSIGN_OR_RETURN(const std::string text,
+                   blobs->Recall(name, valid, [&]() -> absl::StatusOr<std::string> {
+                     ASSIGN_OR_RETURN(const auto measured, MeasureCost(runner, clock));
+                     return measured.SerializeAsString();
+                   }));
+  cost.ParseFromString(text);
+  return cost;
+}
+
 }  // namespace
 
 engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role) {
@@ -92,6 +141,10 @@ engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool pr
       worker.activations() == "float" ? engine::Activations::kFloat : engine::Activations::kFast;
   options.instruction_set = worker.instruction_set();
   return options;
+}
+
+std::string StoreSocket(const config::v1::Config& config) {
+  return RuntimeDir(config) + "/kvstore.sock";
 }
 
 absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config) {
@@ -118,19 +171,20 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
   }
   uint64_t needed = kMemoryBeside * ranks;
   for (const model::Tensor& tensor : (*file)->tensors()) needed += tensor.bytes;
-  const uint64_t available = MemoryAvailableBytes();
-  if (needed > available) {
+  // Whether so much can be had now shows when it is known whether another worker has it already.
+  const uint64_t limit = MemoryLimitBytes();
+  if (needed > limit) {
     return absl::ResourceExhaustedError(
-        fmt::format("models[0].path: {} needs about {:.1f} GiB of memory; {:.1f} GiB can be had "
-                    "(the KV store's pool is counted already)",
-                    path, Gib(needed), Gib(available)));
+        fmt::format("models[0].path: {} needs about {:.1f} GiB of memory; there are {:.1f} GiB "
+                    "(machine and cgroup limits)",
+                    path, Gib(needed), Gib(limit)));
   }
   return file;
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
                                       bool prefill_role, const Clock& clock,
-                                      const engine::TensorGroup& group,
+                                      const engine::TensorGroup& group, HostBlobs* blobs,
                                       std::function<void(std::string)> on_progress) {
   LoadedModel loaded;
   const std::string& path = config.models(0).path();
@@ -141,7 +195,7 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   const absl::Time begin = clock.Now();
   model::CardParts parts;
   absl::StatusOr<internal::v1::ModelCard> card = absl::UnknownError("not read");
-  Thread card_thread("card", [&] { card = model::CardOf(file, name, parts); });
+  Thread card_thread("card", [&] { card = CardOf(file, name, parts, blobs); });
   const auto report = [&on_progress](double done) {
     on_progress(fmt::format("loading weights {}%", static_cast<int>(100 * done)));
   };
@@ -164,6 +218,7 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
     options.on_load_progress = report;
     options.group = group;
+    options.images = blobs;
     runner = engine::MakeCpuRunner(&file, options);
   }
   card_thread.Join();
@@ -187,11 +242,14 @@ absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config:
   }
   on_progress("measuring speed");
   const absl::Time weights_done = clock.Now();
-  ASSIGN_OR_RETURN(loaded.cost, MeasureCost(*loaded.runner, clock));
-  LogInfo("{}: weights in {}, speed measured in {}: {:.0f} prompt tokens/s, {:.0f} tokens/s a row",
+  ASSIGN_OR_RETURN(loaded.cost, CostOf(*loaded.runner, clock, blobs));
+  LogInfo("{}: weights in {}, speed known in {}: {:.0f} prompt tokens/s, {:.0f} tokens/s a row",
           name, absl::FormatDuration(weights_done - begin),
           absl::FormatDuration(clock.Now() - weights_done),
           256 / PrefillSeconds(loaded.cost, 256, 0), 1 / StepSeconds(loaded.cost, 1, 256));
+  // What was read and built on the way is not needed again.
+  file.DropPages();
+  ReturnFreeMemory();
   return loaded;
 }
 

@@ -14,6 +14,7 @@
 #include "engine/model_runner.h"
 #include "model/gguf.h"
 #include "worker/cost_model.h"
+#include "worker/host_blobs.h"
 
 namespace antiphon::config::v1 {
 class Config;
@@ -33,19 +34,22 @@ struct LoadedModel {
 // The engine's part of the configuration; the same for all ranks of a worker.
 engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role);
 
+// The Unix socket of this host's store.
+std::string StoreSocket(const config::v1::Config& config);
+
 // What can be known quickly: the file is there, is a GGUF, is of a kind that we serve, can be
-// shared out over worker.tensor_parallel ranks, and fits in memory. INVALID_ARGUMENT: no model is
-// configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of the file; RESOURCE_EXHAUSTED: too
-// little memory, with both sizes.
+// shared out over worker.tensor_parallel ranks, and is not larger than the memory.
+// INVALID_ARGUMENT: no model is configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of the file;
+// RESOURCE_EXHAUSTED: too little memory, with both sizes.
 absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config);
 
 // Slow: repacks the weights and hashes the file at the same time, then measures speed. `file` must
 // outlive the result. In the prefill role the engine's threads stand back (worker.prefill_nice).
 // `on_progress` gets "loading weights 43%" and the like, from any thread. `group`: of the worker's
-// ranks, which load meanwhile.
+// ranks, which load meanwhile. `blobs`: what other workers of this host did already; may be null.
 absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
                                       bool prefill_role, const Clock& clock,
-                                      const engine::TensorGroup& group,
+                                      const engine::TensorGroup& group, HostBlobs* blobs,
                                       std::function<void(std::string)> on_progress);
 
 }  // namespace antiphon::worker

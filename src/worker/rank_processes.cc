@@ -27,6 +27,7 @@
 #include "engine/cpu/cpu_runner.h"
 #include "engine/shm_comm.h"
 #include "model/gguf.h"
+#include "worker/host_blobs.h"
 #include "worker/model_host.h"
 
 namespace antiphon::worker {
@@ -123,6 +124,10 @@ absl::Status Serve(int rank) {
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), orders.prefill_role);
     options.group.comm = comm.get();
     options.group.sockets = {kSocket};
+    HostBlobs blobs(StoreSocket(config),
+                    {config.cluster().name(), NodeId(fmt::format("rank {}", rank)), 0},
+                    file->identity());
+    options.images = &blobs;
     return engine::ServeCpuRank(file.get(), options);
   };
   const absl::Status status = serve();

@@ -22,6 +22,7 @@
 #include "engine/shm_comm.h"
 #include "kvstore/client/store_client.h"
 #include "prefill/service.h"
+#include "worker/host_blobs.h"
 #include "worker/listener.h"
 #include "worker/model_host.h"
 #include "worker/rank_processes.h"
@@ -48,7 +49,7 @@ class Worker final : public Service {
     options.chunk_tokens = config_.worker().chunk_tokens();
     options.tbt_max =
         config_.slo().has_tbt() ? ToDuration(config_.slo().tbt()) : absl::InfiniteDuration();
-    options.store_socket = RuntimeDir(config_) + "/kvstore.sock";
+    options.store_socket = StoreSocket(config_);
     options.attach = &kvstore::StoreClient::Attach;
     StepLoopEvents events;
     events.on_attached = [this](uint64_t incarnation) { Register(incarnation); };
@@ -84,6 +85,7 @@ class Worker final : public Service {
 
   absl::Status Start(DaemonContext& context) {
     ASSIGN_OR_RETURN(file_, OpenModel(config_));
+    host_blobs_ = std::make_unique<HostBlobs>(StoreSocket(config_), self_, file_->identity());
     const auto& worker = config_.worker();
     const auto& listen = prefill_role_ ? worker.prefill() : worker.decode();
     const std::string key = prefill_role_ ? "worker.prefill" : "worker.decode";
@@ -158,7 +160,7 @@ class Worker final : public Service {
 
   absl::StatusOr<LoadedModel> LoadOnAllRanks() {
     ASSIGN_OR_RETURN(const engine::TensorGroup group, JoinRanks());
-    return LoadModel(*file_, config_, prefill_role_, Clock::Real(), group,
+    return LoadModel(*file_, config_, prefill_role_, Clock::Real(), group, host_blobs_.get(),
                      [this](std::string progress) {
                        absl::MutexLock lock(&mu_);
                        loading_ = std::move(progress);
@@ -196,6 +198,7 @@ class Worker final : public Service {
   // On the loop, at every attachment: a new incarnation of the store is a new registration.
   void Register(uint64_t store_incarnation) {
     Unregister();
+    offerer_.Post([this, store_incarnation] { host_blobs_->OfferTo(store_incarnation); });
     ConductorLinkOptions options;
     options.conductors.assign(config_.cluster().conductors().begin(),
                               config_.cluster().conductors().end());
@@ -262,6 +265,7 @@ class Worker final : public Service {
   const Identity self_;
   const bool prefill_role_;
   std::unique_ptr<model::GgufFile> file_;  // the runner reads it
+  std::unique_ptr<HostBlobs> host_blobs_;  // of the file
   std::unique_ptr<RankProcesses> ranks_;   // null: this process is the worker
   std::unique_ptr<engine::ShmComm> comm_;  // of the runner
   std::unique_ptr<StepLoop> loop_;
@@ -280,6 +284,7 @@ class Worker final : public Service {
   absl::Duration draining_ ABSL_GUARDED_BY(mu_);  // zero: not draining
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   Thread loader_;
+  SerialExecutor offerer_{"blobs"};  // may block on a store
 };
 
 }  // namespace

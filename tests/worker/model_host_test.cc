@@ -38,7 +38,7 @@ class ModelHostTest : public testing::Test {
     auto file = OpenModel(config_);
     if (!file.ok()) return file.status();
     file_ = *std::move(file);
-    return LoadModel(*file_, config_, false, Clock::Real(), {}, [](std::string) {});
+    return LoadModel(*file_, config_, false, Clock::Real(), {}, nullptr, [](std::string) {});
   }
   static bool HasGpu() {
     std::string description;
