@@ -99,15 +99,19 @@ absl::StatusOr<SharedMemory> SharedMemory::Map(int fd, size_t bytes_min) {
 
 absl::StatusOr<SharedMemory> SharedMemory::MapHuge(int fd, size_t bytes_min) {
   ASSIGN_OR_RETURN(SharedMemory memory, Map(fd, bytes_min));
-  const size_t whole = memory.bytes_ / kHugePage * kHugePage;
-  if (whole == 0 || madvise(memory.data_, whole, MADV_HUGEPAGE) != 0) return memory;
+  MakeHugePages(memory.data_, memory.bytes_);
+  return memory;
+}
+
+void MakeHugePages(std::byte* data, size_t bytes) {
+  const size_t whole = bytes / kHugePage * kHugePage;
+  if (whole == 0 || madvise(data, whole, MADV_HUGEPAGE) != 0) return;
   // Collapses only what has a page.
   for (size_t at = 0; at < whole; at += kHugePage) {
-    volatile std::byte& touched = memory.data_[at];
+    volatile std::byte& touched = data[at];
     touched = touched;
   }
-  madvise(memory.data_, whole, MADV_COLLAPSE);  // a hint: without it the pages are small
-  return memory;
+  madvise(data, whole, MADV_COLLAPSE);
 }
 
 absl::StatusOr<SharedMemory> SharedMemory::MapSealed(int fd, size_t bytes_min) {

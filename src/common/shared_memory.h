@@ -18,9 +18,7 @@ class SharedMemory {
   // All of what `fd`, which stays the caller's, refers to. INVALID_ARGUMENT: it is smaller than
   // `bytes_min`, or may shrink under us, which would be a SIGBUS.
   static absl::StatusOr<SharedMemory> Map(int fd, size_t bytes_min);
-  // The same, on huge pages where the kernel has them: MADV_COLLAPSE (Linux 6.1) makes them though
-  // transparent_hugepage/shmem_enabled is never, as it is by default. That takes the time that page
-  // faults would.
+  // The same, on huge pages (MakeHugePages).
   static absl::StatusOr<SharedMemory> MapHuge(int fd, size_t bytes_min);
   // To read only, and populated. `fd` is sealed against writing too: INVALID_ARGUMENT otherwise.
   // data() must not be written to.
@@ -40,6 +38,12 @@ class SharedMemory {
   size_t bytes_ = 0;
   int fd_ = -1;
 };
+
+// Touches shared memory on huge pages where the kernel has them: MADV_COLLAPSE (Linux 6.1) makes
+// them though transparent_hugepage/shmem_enabled is never, as it is by default. That takes the time
+// that page faults would. `data` and what follows are mapped at a multiple of 2 MiB; the rest of
+// `bytes` past whole ones stays as it is. A hint: without it the pages are small.
+void MakeHugePages(std::byte* data, size_t bytes);
 
 }  // namespace antiphon
 

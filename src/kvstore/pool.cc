@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 #include "common/memory.h"
 
@@ -39,42 +40,41 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Create(uint64_t bytes) {
   }
   const int fd = memfd_create("antiphon-kv", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return absl::UnavailableError(fmt::format("memfd_create: {}", std::strerror(errno)));
-  void* base = MAP_FAILED;
-  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0) {
-    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  }
   // Sealed: a worker that shrank it would kill us with SIGBUS.
-  if (base == MAP_FAILED ||
+  absl::StatusOr<SharedMemory> memory = absl::UnknownError("");
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 ||
       fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-    const absl::Status status = absl::ResourceExhaustedError(
-        fmt::format("a pool of {} MiB cannot be made: {}", bytes >> 20, std::strerror(errno)));
-    if (base != MAP_FAILED) munmap(base, bytes);
-    close(fd);
-    return status;
+    memory = absl::UnavailableError(std::strerror(errno));
+  } else {
+    memory = SharedMemory::Map(fd, bytes);
   }
-  madvise(base, bytes, MADV_HUGEPAGE);
-  madvise(base, bytes, MADV_DONTDUMP);
-  return std::unique_ptr<Pool>(new Pool(fd, static_cast<std::byte*>(base), bytes));
+  if (!memory.ok()) {
+    close(fd);
+    return absl::ResourceExhaustedError(fmt::format("a pool of {} MiB cannot be made: {}",
+                                                    bytes >> 20,
+                                                    std::string(memory.status().message())));
+  }
+  madvise(memory->data(), bytes, MADV_DONTDUMP);
+  return std::unique_ptr<Pool>(new Pool(fd, *std::move(memory)));
 }
 
-Pool::~Pool() {
-  munmap(base_, bytes_);
-  close(fd_);
-}
+Pool::~Pool() { close(fd_); }
 
 absl::Status Pool::Populate(const std::atomic<bool>& stop) {
-  for (size_t at = 0; at < bytes_ && !stop.load(std::memory_order_relaxed); at += kPopulateStep) {
-    const size_t step = std::min<size_t>(kPopulateStep, bytes_ - at);
-    if (madvise(base_ + at, step, MADV_POPULATE_WRITE) != 0) {
+  const size_t bytes = memory_.bytes();
+  for (size_t at = 0; at < bytes && !stop.load(std::memory_order_relaxed); at += kPopulateStep) {
+    const size_t step = std::min<size_t>(kPopulateStep, bytes - at);
+    MakeHugePages(memory_.data() + at, step);
+    if (madvise(memory_.data() + at, step, MADV_POPULATE_WRITE) != 0) {
       if (errno != EINVAL) {
         return absl::ResourceExhaustedError(
             fmt::format("the kernel gave {} of {} MiB for kvstore.pool and no more: {}; make "
                         "kvstore.pool smaller",
-                        at >> 20, bytes_ >> 20, std::strerror(errno)));
+                        at >> 20, bytes >> 20, std::strerror(errno)));
       }
       // An old kernel: touch by hand.
       for (size_t page = 0; page < step; page += 4096) {
-        *reinterpret_cast<volatile char*>(base_ + at + page) = 0;
+        *reinterpret_cast<volatile char*>(memory_.data() + at + page) = 0;
       }
     }
     populated_.store(at + step, std::memory_order_relaxed);

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/shared_memory.h"
 
 namespace antiphon::kvstore {
 
@@ -27,14 +29,13 @@ class Pool {
   // Of Populate; any thread.
   uint64_t populated_bytes() const { return populated_.load(std::memory_order_relaxed); }
 
-  absl::Span<std::byte> memory() const { return {base_, bytes_}; }
+  absl::Span<std::byte> memory() const { return {memory_.data(), memory_.bytes()}; }
   int fd() const { return fd_; }
 
  private:
-  Pool(int fd, std::byte* base, size_t bytes) : fd_(fd), base_(base), bytes_(bytes) {}
+  Pool(int fd, SharedMemory memory) : fd_(fd), memory_(std::move(memory)) {}
   const int fd_;
-  std::byte* const base_;
-  const size_t bytes_;
+  const SharedMemory memory_;
   std::atomic<uint64_t> populated_{0};
 };
 

@@ -4,9 +4,7 @@
 #include <pthread.h>
 #include <spdlog/fmt/fmt.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,6 +19,7 @@
 #include "antiphon/v1/store.pb.h"
 #include "common/clock.h"
 #include "common/fd_passing.h"
+#include "common/shared_memory.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
 #include "kvstore/client/connection.h"
@@ -93,9 +92,10 @@ class SocketStoreClient final : public StoreClient {
       Wake();
     }
     reader_.Join();
-    if (base_ != nullptr) munmap(base_, pool_bytes_);
+    const bool mapped = pool_.data() != nullptr;
+    pool_ = SharedMemory();
     absl::MutexLock lock(&mu_);
-    if (lost_ || base_ == nullptr) return;
+    if (lost_ || !mapped) return;
     // The pool is out of our hands: the store need not wait for this process to end.
     wire::StoreRequest detach;
     detach.set_id(next_id_);
@@ -165,9 +165,9 @@ class SocketStoreClient final : public StoreClient {
 
   std::byte* Payload(uint32_t slot) const override {
     if (slot >= slot_count_) return nullptr;
-    return base_ + size_t{slot} * slot_bytes_ + kSlotHeaderBytes;
+    return pool_.data() + size_t{slot} * slot_bytes_ + kSlotHeaderBytes;
   }
-  PoolMapping pool() const override { return {base_, pool_bytes_, memfd_.get()}; }
+  PoolMapping pool() const override { return {pool_.data(), pool_.bytes(), memfd_.get()}; }
   uint64_t store_incarnation() const override { return incarnation_; }
   const std::string& data_address() const override { return data_address_; }
   const std::string& rpc_address() const override { return rpc_address_; }
@@ -181,21 +181,18 @@ class SocketStoreClient final : public StoreClient {
 
   absl::Status MapPool(const wire::StoreReply::Attached& attached, const KvLayout& layout,
                        int memfd) {
-    struct stat info {};
     if (attached.slot_bytes() != layout.slot_bytes() || attached.slot_count() == 0 ||
-        uint64_t{attached.slot_count()} * attached.slot_bytes() > attached.pool_bytes() ||
-        fstat(memfd, &info) != 0 || static_cast<uint64_t>(info.st_size) < attached.pool_bytes()) {
+        uint64_t{attached.slot_count()} * attached.slot_bytes() > attached.pool_bytes()) {
       return absl::InternalError(
           fmt::format("the store's pool makes no sense: {} bytes, {} slots of {} bytes",
                       attached.pool_bytes(), attached.slot_count(), attached.slot_bytes()));
     }
-    void* base = mmap(nullptr, attached.pool_bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-    if (base == MAP_FAILED) {
-      return absl::UnavailableError(fmt::format("cannot map the pool: {}", std::strerror(errno)));
+    auto pool = SharedMemory::Map(memfd, attached.pool_bytes());
+    if (!pool.ok()) {
+      return absl::UnavailableError(
+          fmt::format("cannot map the pool: {}", std::string(pool.status().message())));
     }
-    base_ = static_cast<std::byte*>(base);
-    pool_bytes_ = attached.pool_bytes();
-    madvise(base_, pool_bytes_, MADV_HUGEPAGE);
+    pool_ = *std::move(pool);
     slot_bytes_ = attached.slot_bytes();
     slot_count_ = attached.slot_count();
     incarnation_ = attached.hello().incarnation();
@@ -315,8 +312,7 @@ class SocketStoreClient final : public StoreClient {
   char buffer_[64 << 10];                       // the reader's
 
   Fd memfd_;
-  std::byte* base_ = nullptr;
-  size_t pool_bytes_ = 0;
+  SharedMemory pool_;
   size_t slot_bytes_ = 0;
   uint32_t slot_count_ = 0;
   uint64_t incarnation_ = 0;
