@@ -38,6 +38,9 @@ struct SequenceChunk {
 
 struct Step {
   std::vector<SequenceChunk> chunks;
+  // Whether somebody waits for layers_done; without it Await may return at the end only. A waiting
+  // thread that wakes at each layer takes a core from the engine.
+  bool report_layers = true;
 };
 
 struct ChunkResult {

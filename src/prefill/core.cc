@@ -338,6 +338,13 @@ void PrefillCore::Plan(uint32_t tokens, absl::Time now,
   }
 }
 
+bool PrefillCore::WatchesLayers() const {
+  return std::any_of(planned_.begin(), planned_.end(), [this](uint64_t handle) {
+    const Stream& s = *streams_.at(handle);
+    return !s.ended && !s.same_host;
+  });
+}
+
 void PrefillCore::OnProgress(uint32_t layers_done) {
   for (uint64_t handle : planned_) {
     Stream& s = *streams_[handle];

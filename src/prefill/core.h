@@ -119,6 +119,8 @@ class PrefillCore {
   // Appends chunks of at most `tokens` in all, none when nothing can run. What the chunks point at
   // stays until OnStepDone. One step at a time.
   void Plan(uint32_t tokens, absl::Time now, std::vector<engine::SequenceChunk>& chunks);
+  // Whether a consumer of a planned chunk waits for layers: on the same host it waits for all.
+  bool WatchesLayers() const;
   // K and V of the planned chunks are in the blocks for layers [0, layers_done).
   void OnProgress(uint32_t layers_done);
   // The step that held the planned chunks is over; `results` are theirs, in order.

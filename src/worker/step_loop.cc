@@ -139,6 +139,7 @@ void StepLoop::StartStep() {
   Perform();
   if (step.chunks.empty()) return;
   prefill_chunks_ = step.chunks.size() - rows_;
+  step.report_layers = prefill_->WatchesLayers();
   step_begin_ = now;
   progress_ = {};
   stepping_ = true;

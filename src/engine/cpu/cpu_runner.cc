@@ -110,6 +110,7 @@ class CpuRunner final : public ModelRunner {
     RETURN_IF_ERROR(pool_status_);
     RETURN_IF_ERROR(CheckStep(step, shape_, layout_));
     if (leader_.has_value()) RETURN_IF_ERROR(leader_->Encode(step));
+    reports_layers_ = step.report_layers;
     forward_.Prepare(std::move(step));
     {
       absl::MutexLock lock(&mutex_);
@@ -152,6 +153,7 @@ class CpuRunner final : public ModelRunner {
       if (absl::Status sent = leader_->Send(); !sent.ok()) forward_.Fail(std::move(sent));
     }
     forward_.Run(team_, thread, [this](uint32_t layers) {
+      if (!reports_layers_) return;
       absl::MutexLock lock(&mutex_);
       progress_.layers_done = layers;
     });
@@ -170,6 +172,7 @@ class CpuRunner final : public ModelRunner {
   const TensorGroup group_;
   std::optional<GroupLeader> leader_;
   absl::Status pool_status_;
+  bool reports_layers_ = true;  // of the step at hand
   const RunnerShape shape_;
   cpu::Forward forward_;
   mutable absl::Mutex mutex_;
