@@ -186,6 +186,18 @@ class CpuRunner final : public ModelRunner {
 
 namespace {
 
+// Rounding keys and values to bf16 is lost in the noise of quantised products; of F16 and F32
+// weights it would be nearly all the error that there is (bench/RESULTS.md, Accuracy).
+bool NeedsFloatCache(const cpu::Weights& weights, Activations activations) {
+  if (activations == Activations::kFloat) return true;
+  for (const cpu::LayerWeights& w : weights.layers) {
+    for (const cpu::Matrix* m : {&w.q, &w.k, &w.v, &w.attention_output, &w.gate, &w.up, &w.down}) {
+      if (m->packed != cpu::PackedType::kF16 && m->packed != cpu::PackedType::kF32) return false;
+    }
+  }
+  return true;
+}
+
 absl::StatusOr<Loaded> Load(const model::GgufFile* file, const CpuRunnerOptions& options) {
   if (options.step_tokens_max == 0) {
     return absl::InvalidArgumentError("step_tokens_max must be at least 1");
@@ -221,7 +233,8 @@ absl::StatusOr<Loaded> Load(const model::GgufFile* file, const CpuRunnerOptions&
   layout.layers = shape.layers;
   layout.kv_heads = shape.kv_heads * shard.size;
   layout.head_dim = shape.head_dim;
-  layout.dtype = options.activations == Activations::kFloat ? KvDtype::kF32 : KvDtype::kBf16;
+  layout.dtype =
+      NeedsFloatCache(*loaded.weights, options.activations) ? KvDtype::kF32 : KvDtype::kBf16;
   RETURN_IF_ERROR(layout.Validate());
   return loaded;
 }
