@@ -5,7 +5,7 @@ asked over HTTP by streaming clients, beside engine_bench, in turns.
     bench/cluster/overhead.py [--rounds 5] [--streams 16] [--tokens 192] [--threads 2] [--json FILE]
 
 Generation: prompts of 128 tokens; tokens/s between the moment when every stream has begun and the one when the first
-ends, beside `engine_bench MODEL THREADS generate STREAMS TOKENS`. First token: prompts of 512 tokens that nothing has
+ends, beside `engine_bench MODEL THREADS generate STREAMS` over as many tokens from the same context on. First token: prompts of 512 tokens that nothing has
 cached, one at a time, milliseconds from the request's last byte sent to the first token received, beside the time in
 which engine_bench computes such a prompt and draws its token. Prints medians (lowest-highest) as a Markdown table.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import pathlib
+import random
 import selectors
 import socket
 import statistics
@@ -26,13 +27,15 @@ os.environ.setdefault("ANTIPHON_MODEL", str(pathlib.Path(os.environ.get("XDG_DAT
                                             / "antiphon/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
 from cluster import BIN, Cluster, model_path  # noqa: E402
 
-VOCABULARY = 49152
+WORDS = "sea boat old net grey cloud near rock bird wait fish house road tree light water hand stone door wind".split()
 DATA = b"\ndata: "
 
 
-def prompt(length, offset):
-    """Token ids that no other offset shares a block with."""
-    return [(i * 7919 + offset * 104729) % (VOCABULARY - 64) + 64 for i in range(length)]
+def prompt(length, seed):
+    """`length` words, of a token each; no other seed shares a block of them. Plain text goes on as plain text, so that
+    every token drawn is an event."""
+    rng = random.Random(seed)
+    return "".join(" " + rng.choice(WORDS) for _ in range(length))
 
 
 class Stream:
@@ -73,7 +76,7 @@ class Stream:
 
 
 def generation(netloc, streams, tokens, seed):
-    """Tokens/s of all streams while all run."""
+    """Tokens/s of all streams while all run, tokens of each meanwhile and their mean context at the beginning."""
     waiting = selectors.DefaultSelector()
     all_streams = [Stream(netloc, tokens, 128, seed * 1000 + i) for i in range(streams)]
     for stream in all_streams:
@@ -82,6 +85,8 @@ def generation(netloc, streams, tokens, seed):
     while True:
         for key, _ in waiting.select(60):
             if not key.data.read() or key.data.events >= tokens:
+                if key.data.events < 0.99 * tokens:
+                    raise RuntimeError(f"{tokens} tokens came in {key.data.events} events: some have no text of their own")
                 if begun is None:
                     raise RuntimeError("a stream ended before the last had begun; ask for more --tokens")
                 ended = time.perf_counter()
@@ -90,7 +95,8 @@ def generation(netloc, streams, tokens, seed):
                 for stream in all_streams:
                     while stream.read():
                         pass
-                return (total - counted) / (ended - begun)
+                each = (total - counted) // streams
+                return (total - counted) / (ended - begun), each, 128 + counted // streams
         if begun is None and all(s.events for s in all_streams):
             begun, counted = time.perf_counter(), sum(s.events for s in all_streams)
 
@@ -123,10 +129,15 @@ def main():
     figures = {"engine tokens/s": [], "cluster tokens/s": [], "engine ms": [], "cluster ms": []}
     args = [f"--worker.threads={options.threads}", f"--worker.max_sequences={max(64, options.streams)}"]
     with Cluster(args=args) as cluster:
-        generation(cluster.netloc, 2, 64, 999)  # warm
+        for length in 128, 512:  # the words are tokens; and all is warm
+            answer = cluster.post("/v1/completions", {"prompt": prompt(length, -length), "max_tokens": 1})
+            if answer["usage"]["prompt_tokens"] != length:
+                raise RuntimeError(f"{length} words are {answer['usage']['prompt_tokens']} tokens of this model")
+        generation(cluster.netloc, 2, 64, 999)
         for number in range(options.rounds):
-            figures["engine tokens/s"].append(engine(options.threads, "generate", options.streams, options.tokens))
-            figures["cluster tokens/s"].append(generation(cluster.netloc, options.streams, options.tokens, number))
+            speed, each, context = generation(cluster.netloc, options.streams, options.tokens, number)
+            figures["cluster tokens/s"].append(speed)
+            figures["engine tokens/s"].append(engine(options.threads, "generate", options.streams, each, context))
             for i in range(5):
                 figures["engine ms"].append(512e3 / engine(options.threads, "prompt", 512))
                 figures["cluster ms"].append(first_token_ms(cluster.netloc, 5 * number + i))

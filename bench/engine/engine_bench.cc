@@ -1,7 +1,7 @@
 // Times the CPU engine on one case; compare runs it beside other engines.
 //
 //   engine_bench MODEL THREADS prompt LENGTH      a prompt in chunks of 512, its next token drawn
-//   engine_bench MODEL THREADS generate STREAMS [TOKENS]
+//   engine_bench MODEL THREADS generate STREAMS [TOKENS [CONTEXT]]
 //                                                 64 greedy tokens each, after 128 of context
 //   engine_bench MODEL THREADS context LENGTH     64 greedy tokens after LENGTH of context
 //   engine_bench MODEL weights                    what a token reads and multiplies
@@ -185,24 +185,24 @@ int Main(int argc, char** argv) {
     return 0;
   }
   if (argc == 3 && std::string_view(argv[2]) == "weights") return PrintWeights(argv[1]);
-  const std::string_view what = argc == 5 || argc == 6 ? argv[3] : "";
-  const int threads = what.empty() ? 0 : std::atoi(argv[2]);
-  const int size = what.empty() ? 0 : std::atoi(argv[4]);
-  const int tokens = argc == 6 ? std::atoi(argv[5]) : static_cast<int>(kGenerated);
+  const std::string_view what = argc >= 5 ? argv[3] : "";
+  const auto number = [&](int i, int other) { return argc > i ? std::atoi(argv[i]) : other; };
+  const int threads = number(2, 0), size = number(4, 0);
+  const int tokens = number(5, kGenerated), context = number(6, kContext);
   if ((what != "prompt" && what != "generate" && what != "context") || threads < 1 || size < 1 ||
-      tokens < 1 || (argc == 6 && what != "generate")) {
+      tokens < 1 || context < 1 || argc > (what == "generate" ? 7 : 5)) {
     std::fprintf(stderr,
                  "usage: engine_bench MODEL THREADS prompt|generate|context SIZE\n"
-                 "       engine_bench MODEL THREADS generate STREAMS TOKENS\n");
+                 "       engine_bench MODEL THREADS generate STREAMS [TOKENS [CONTEXT]]\n");
     return 2;
   }
   const uint64_t before_load_bytes = PeakBytes();
   Bench bench(argv[1], threads);
   const uint32_t n = static_cast<uint32_t>(size);
-  const double speed = what == "prompt" ? bench.Prompt(n)
-                       : what == "generate"
-                           ? bench.Generate(n, kContext, static_cast<uint32_t>(tokens))
-                           : bench.Generate(1, n, kGenerated);
+  const double speed = what == "prompt"     ? bench.Prompt(n)
+                       : what == "generate" ? bench.Generate(n, static_cast<uint32_t>(context),
+                                                             static_cast<uint32_t>(tokens))
+                                            : bench.Generate(1, n, kGenerated);
   std::printf(
       "{\"tokens_per_s\": %.2f, \"load_s\": %.4f, \"peak_bytes\": %ju, "
       "\"before_load_bytes\": %ju}\n",
