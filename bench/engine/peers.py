@@ -12,6 +12,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build"
+MODEL = "antiphon/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 # CMake's name of a feature and the flags of /proc/cpuinfo that it needs.
 FEATURES = {
     "AVX2": ["avx2"], "FMA": ["fma"], "F16C": ["f16c"], "BMI2": ["bmi2"], "AVX_VNNI": ["avx_vnni"],
@@ -22,6 +23,15 @@ FEATURES = {
 
 class Absent(Exception):
     pass
+
+
+def output(command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def default_model():
+    data = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local/share"
+    return os.environ.get("ANTIPHON_MODEL") or str(pathlib.Path(data) / MODEL)
 
 
 def cpuinfo(field):
@@ -156,6 +166,17 @@ class Model:
     def __init__(self, path, digest, weights_of):
         self.path, self.weights_of = path, weights_of
         self.made = BUILD / "bench-models" / digest[:16]
+
+
+def reference_python():
+    """With what reference.py needs."""
+    venv, requirements = BUILD / "bench-accuracy", HERE / "requirements-accuracy.txt"
+    # gguf asks for `requests` to read files over the network.
+    make(venv, requirements.read_text(), [
+        ([sys.executable, "-m", "venv", venv], {}),
+        (pip(venv) + ["--no-deps", "-r", requirements], {}),
+    ], venv.with_suffix(".log"))
+    return venv / "bin/python"
 
 
 def llama_cpp(model, threads):
