@@ -43,7 +43,8 @@ std::vector<const Kernels*> DetectKernels() {
   const bool avx512 =
       avx2 && HasAll(saved, 0xe6) && HasAll(extended.ebx, kAvx512) && HasAll(extended.ecx, kVnni);
   constexpr uint32_t kBf16 = 1u << 5;
-  if (avx512 && HasAll(Query(7, 1).eax, kBf16)) granted.push_back(&Avx512Bf16Kernels());
+  const bool bf16 = avx512 && HasAll(Query(7, 1).eax, kBf16) && Bf16ProductsAreTwoFmas();
+  if (bf16) granted.push_back(&Avx512Bf16Kernels());
   if (avx512) granted.push_back(&Avx512Kernels());
   if (avx2) granted.push_back(&Avx2Kernels());
   granted.push_back(&ScalarKernels());

@@ -12,6 +12,9 @@ const Kernels& Avx512Bf16Kernels();  // and BF16
 
 // The attention of Avx512Bf16Kernels.
 void AttendWithBf16(const Attention& a);
+// Whether this processor multiplies bf16 pairs as attention is defined (attention-inl.h). AMD's
+// family 25 does; the manuals say so of all.
+bool Bf16ProductsAreTwoFmas();
 
 }  // namespace antiphon::engine::cpu
 
