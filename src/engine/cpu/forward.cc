@@ -13,6 +13,9 @@ namespace {
 // Rows of a product that stay in a core's second-level cache while the weights pass by. A multiple
 // of kRowTile.
 constexpr size_t kProductRows = 128;
+// Rows that go through a whole layer before the next ones do, for each two threads: what they leave
+// between its phases stays in the caches.
+constexpr size_t kBlockRows = 256;
 // So few rows every thread prepares for itself.
 constexpr size_t kOwnRows = 4;
 // Rows of a chunk that share an unpacked tile of the cache.
@@ -84,6 +87,7 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   size_t raw_columns = 0;
   const auto see = [&](const Matrix& m) {
     any_quantised_ = any_quantised_ || quantised(m);
+    any_raw_ = any_raw_ || raw(m);
     if (raw(m)) raw_columns = std::max<size_t>(raw_columns, m.columns);
   };
   for (const LayerWeights& w : weights->layers) {
@@ -136,6 +140,29 @@ void Forward::Prepare(Step step) {
   // A row alone in its chunk reads no other row's keys.
   writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
   PlanAttention();
+  PlanBlocks();
+}
+
+// Blocks end where tasks do. A block's rows see what those before it wrote. No bit of the result
+// depends on it.
+void Forward::PlanBlocks() {
+  const size_t rows = rows_.size(), tasks = attention_tasks_.size();
+  const size_t block_rows = kBlockRows * static_cast<size_t>(std::max(1, threads_ / 2));
+  // Dequantising is done once for all rows; a split context's tasks are not in the rows' order.
+  const size_t count = any_raw_ || !splits_.empty() ? 1 : std::max<size_t>(1, rows / block_rows);
+  blocks_.clear();
+  RowBlock block{};
+  for (size_t task = 0; count > 1 && task < tasks; ++task) {
+    block.rows += attention_tasks_[task].rows;
+    block.end_task = task + 1;
+    const size_t end = block.first_row + block.rows;
+    if (end == rows || end < rows * (blocks_.size() + 1) / count) continue;
+    blocks_.push_back(block);
+    block = {.first_row = end, .rows = 0, .first_task = task + 1, .end_task = task + 1};
+  }
+  block.rows = rows - block.first_row;
+  block.end_task = tasks;
+  blocks_.push_back(block);
 }
 
 // How a context is cut changes no bit of the result, so the number of threads may decide it.
@@ -182,7 +209,9 @@ void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& o
   Embed(team);
   if (failed_.load(std::memory_order_relaxed)) return;
   for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
-    if (!RunLayer(team, thread, layer, on_layer)) return;
+    for (const RowBlock& block : blocks_) {
+      if (!RunLayer(team, thread, layer, block, on_layer)) return;
+    }
   }
   Output(team, thread);
 }
@@ -243,13 +272,13 @@ void Forward::Quantise(const float* input, const Operand& operand, size_t row, s
                          operand.quant + tile * QuantTileBytes(kRowTile, columns));
 }
 
-void Forward::Normalise(Team& team, const Operand& operand, const std::vector<float>& weight,
-                        size_t rows) {
+void Forward::Normalise(Team& team, const Operand& operand, const float* x,
+                        const std::vector<float>& weight, size_t rows) {
   const model::LlamaShape& s = weights_->shape;
   ForRows(team, rows, [&](size_t row) {
     float* input = operand.input + row * input_stride_;
-    kernels_->rms_norm(&x_[row * hidden_stride_], weight.data(), hidden_stride_, s.hidden,
-                       s.rms_eps, input);
+    kernels_->rms_norm(x + row * hidden_stride_, weight.data(), hidden_stride_, s.hidden, s.rms_eps,
+                       input);
     Quantise(input, operand, row, rows, s.hidden);
   });
 }
@@ -312,10 +341,10 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
   });
 }
 
-bool Forward::AddProduct(Team& team, int thread, const Operand& operand, size_t rows,
-                         const Matrix& matrix) {
+bool Forward::AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix,
+                         float* x, size_t rows) {
   if (comm_ == nullptr) {
-    Multiply(team, thread, operand, rows, {{&matrix, x_.data(), hidden_stride_, true}});
+    Multiply(team, thread, operand, rows, {{&matrix, x, hidden_stride_, true}});
     return true;
   }
   Multiply(team, thread, operand, rows, {{&matrix, partial_.data(), hidden_stride_, false}});
@@ -328,7 +357,7 @@ bool Forward::AddProduct(Team& team, int thread, const Operand& operand, size_t 
   if (failed_.load(std::memory_order_relaxed)) return false;
   team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
     for (size_t row = static_cast<size_t>(begin); row < static_cast<size_t>(end); ++row) {
-      kernels_->add(&x_[row * hidden_stride_], &partial_[row * hidden_stride_], hidden_stride_);
+      kernels_->add(x + row * hidden_stride_, &partial_[row * hidden_stride_], hidden_stride_);
     }
   });
   return true;
@@ -388,7 +417,8 @@ void Forward::WriteCache(uint32_t layer, size_t row) {
   StoreHeads(layer, row, 0, weights_->shape.kv_heads);
 }
 
-void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head) {
+void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head,
+                         float* attended) {
   const model::LlamaShape& s = weights_->shape;
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   const SequenceChunk& chunk = step_.chunks[task.chunk];
@@ -441,50 +471,58 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   }
   n = 0;
   for (uint32_t r = 0; r < task.rows; ++r) {
-    float* out = &input_[(task.first_row + r) * input_stride_ + head_column];
+    float* out = attended + r * input_stride_ + head_column;
     for (uint32_t h = 0; h < shared; ++h, ++n, out += s.head_dim) {
       std::memcpy(out, &scratch.attended[n * padded_dim_], s.head_dim * sizeof(float));
     }
   }
 }
 
-bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
+bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& block,
                        const std::function<void(uint32_t)>& on_layer) {
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
-  const size_t rows = rows_.size();
+  const size_t rows = block.rows;
+  const bool last = block.first_row + rows == rows_.size();
+  const bool tells = thread == 0 && last;
+  float* x = &x_[block.first_row * hidden_stride_];
+  float* qkv = &qkv_[block.first_row * qkv_stride_];
 
   const Operand operand = OperandOf(thread, rows);
-  Normalise(team, operand, w.attention_norm, rows);
+  Normalise(team, operand, x, w.attention_norm, rows);
   Multiply(team, thread, operand, rows,
-           {{&w.q, qkv_.data(), qkv_stride_, false},
-            {&w.k, qkv_.data() + k_column_, qkv_stride_, false},
-            {&w.v, qkv_.data() + v_column_, qkv_stride_, false}});
+           {{&w.q, qkv, qkv_stride_, false},
+            {&w.k, qkv + k_column_, qkv_stride_, false},
+            {&w.v, qkv + v_column_, qkv_stride_, false}});
   if (writes_apart_) {
     team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-      for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
+      for (int row = begin; row < end; ++row) {
+        WriteCache(layer, block.first_row + static_cast<size_t>(row));
+      }
     });
-    if (thread == 0 && comm_ == nullptr) on_layer(layer + 1);
+    if (tells && comm_ == nullptr) on_layer(layer + 1);
   }
 
   const int kv_heads = static_cast<int>(s.kv_heads);
-  const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
+  const int tasks = static_cast<int>(block.end_task - block.first_task) * kv_heads;
   team.ForEach(tasks, 1, [&](int begin, int) {
     // Late rows see the most: they go first, so that the last tasks are short.
-    const int task = (tasks - 1 - begin) / kv_heads;
-    AttendTask(thread, layer, attention_tasks_[static_cast<size_t>(task)],
-               static_cast<uint32_t>((tasks - 1 - begin) % kv_heads));
+    const int index = tasks - 1 - begin;
+    const AttentionTask& task =
+        attention_tasks_[block.first_task + static_cast<size_t>(index / kv_heads)];
+    AttendTask(thread, layer, task, static_cast<uint32_t>(index % kv_heads),
+               &input_[(task.first_row - block.first_row) * input_stride_]);
   });
-  if (!writes_apart_ && thread == 0 && comm_ == nullptr) on_layer(layer + 1);
+  if (!writes_apart_ && tells && comm_ == nullptr) on_layer(layer + 1);
   const Operand attended{input_.data(), operand.quant};
   ForRows(team, rows, [&](size_t row) {
     Quantise(&input_[row * input_stride_], attended, row, rows, size_t{s.heads} * s.head_dim);
   });
-  if (!AddProduct(team, thread, attended, rows, w.attention_output)) return false;
+  if (!AddProduct(team, thread, attended, w.attention_output, x, rows)) return false;
   // Whoever has come to the sum has written its heads.
-  if (thread == 0 && comm_ != nullptr) on_layer(layer + 1);
+  if (tells && comm_ != nullptr) on_layer(layer + 1);
 
-  Normalise(team, operand, w.feed_forward_norm, rows);
+  Normalise(team, operand, x, w.feed_forward_norm, rows);
   Multiply(team, thread, operand, rows,
            {{&w.gate, gate_up_.data(), 2 * gate_stride_, false},
             {&w.up, gate_up_.data() + gate_stride_, 2 * gate_stride_, false}});
@@ -494,7 +532,7 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
     kernels_->silu_mul(gate, gate + gate_stride_, gate_stride_, input);
     Quantise(input, operand, row, rows, s.feed_forward);
   });
-  return AddProduct(team, thread, operand, rows, w.down);
+  return AddProduct(team, thread, operand, w.down, x, rows);
 }
 
 bool Forward::FineOutput() const {

@@ -64,6 +64,11 @@ class Forward {
     size_t partials_of_head;
     int pieces;
   };
+  // Rows that go through a layer together, and their tasks of attention.
+  struct RowBlock {
+    size_t first_row, rows;
+    size_t first_task, end_task;
+  };
   // A row whose logits are wanted.
   struct OutputRow {
     uint32_t row;
@@ -96,7 +101,7 @@ class Forward {
 
   void Embed(Team& team);
   // False: failed.
-  bool RunLayer(Team& team, int thread, uint32_t layer,
+  bool RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& block,
                 const std::function<void(uint32_t)>& on_layer);
   void Output(Team& team, int thread);
 
@@ -108,7 +113,8 @@ class Forward {
   template <typename Body>
   void ForRows(Team& team, size_t rows, Body body);
   // The operand = RmsNorm(x), and its quantised tiles.
-  void Normalise(Team& team, const Operand& operand, const std::vector<float>& weight, size_t rows);
+  void Normalise(Team& team, const Operand& operand, const float* x,
+                 const std::vector<float>& weight, size_t rows);
   // Row `row` of a phase's `rows`.
   void Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
                 size_t columns);
@@ -121,8 +127,8 @@ class Forward {
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
                       size_t rows, int group, int groups);
   // x += W * operand, over all ranks' columns of W. False: failed.
-  bool AddProduct(Team& team, int thread, const Operand& operand, size_t rows,
-                  const Matrix& matrix);
+  bool AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix, float* x,
+                  size_t rows);
   // logits_ of rank 0 = the shards of all ranks, `rows` of them. False: failed.
   bool GatherLogits(Team& team, int thread, size_t rows);
   // Turns the queries of a row's heads and stores its keys and values, of all kv heads.
@@ -130,7 +136,10 @@ class Forward {
   void RotateQueries(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads, float* q);
   void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
-  void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head);
+  void PlanBlocks();
+  // Into `attended`: [row of the task][input_stride_].
+  void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head,
+                  float* attended);
   void Sample(int thread, size_t first, size_t index);
 
   const Weights* weights_;
@@ -143,6 +152,7 @@ class Forward {
       vocab_stride_, padded_dim_;
   size_t shard_stride_ = 0;  // floats of the largest share of the vocabulary
   bool any_quantised_ = false;
+  bool any_raw_ = false;  // a matrix that is dequantised when used
 
   Zeroed<float> x_;          // [row][hidden_stride_]: the residual stream
   Zeroed<float> input_;      // [row][input_stride_]: of the next product, of attention
@@ -163,6 +173,7 @@ class Forward {
   std::vector<Split> splits_;
   std::vector<float> partials_;                // of all splits; grows with the longest context seen
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
+  std::vector<RowBlock> blocks_;
   std::vector<OutputRow> output_rows_;
   bool writes_apart_ = true;  // rows write to the cache before any attends, not each as it attends
   absl::Status status_;
