@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -40,7 +41,8 @@ struct TinyRun {
   }
   std::vector<float> Logits(CpuRunnerOptions options, const std::vector<uint32_t>& tokens,
                             const std::vector<size_t>& chunks = {13, 1, 50}) const {
-    options.step_tokens_max = 64;
+    options.step_tokens_max =
+        std::max(64u, static_cast<uint32_t>(*std::max_element(chunks.begin(), chunks.end())));
     const std::unique_ptr<ModelRunner> runner = MakeRunner(file.get(), options);
     if (runner == nullptr) return {};
     TestCache cache(runner->layout(), tokens.size());
@@ -139,6 +141,19 @@ TEST(TinyModelTest, ThreadsShareALongContextWithoutChangingABit) {
   const std::vector<float> want = run.Logits({.threads = 1}, tokens);
   for (int threads : {2, 3, 5}) {
     EXPECT_TRUE(run.Logits({.threads = threads}, tokens) == want) << threads;
+  }
+}
+
+// Enough rows to go through a layer in several blocks, which see each other's keys.
+TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
+  const TinyRun run({.type = TensorType::kQ4_0});
+  const std::vector<uint32_t> tokens = Tokens(1300);
+  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {50});
+  for (int threads : {1, 2, 5}) {
+    for (size_t chunk : {511, 512, 600, 1300}) {
+      EXPECT_EQ(run.Logits({.threads = threads}, tokens, {chunk}), want)
+          << chunk << " tokens on " << threads << " threads";
+    }
   }
 }
 

@@ -8,8 +8,9 @@
 // A cache of bf16 numbers is multiplied with queries and weights that are rounded to bf16. Scores
 // are summed over pairs of dims, weighted values over pairs of tokens, of each pair the second
 // first, with fused multiply-adds: that is what the processor's instruction for bf16 does
-// (VDPBF16PS, Intel's manual, volume 2; it takes subnormal numbers for zeros, which none of these
-// are). Where there is one, the operands stay pairs; elsewhere they are widened to floats.
+// (VDPBF16PS, Intel's manual, volume 2). Where there is one, the operands stay pairs; elsewhere
+// they are widened to floats. It takes subnormal numbers, below 1.2e-38, for zeros: of a model with
+// such keys, values or queries the bits might differ.
 #ifndef ANTIPHON_ENGINE_CPU_ATTENTION_INL_H_
 #define ANTIPHON_ENGINE_CPU_ATTENTION_INL_H_
 

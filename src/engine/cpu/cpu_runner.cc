@@ -33,7 +33,7 @@ std::string RopeText(const model::LlamaShape& s) {
 }
 
 // Every instruction set computes the same bits, so none is named. Before 2, Q5 and K formats were
-// multiplied with float activations.
+// multiplied with float activations; before 3, attention did not round queries and weights to bf16.
 std::string KernelClass(Activations activations) {
   return activations == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-3";
 }
