@@ -200,7 +200,8 @@ size_t Place(Weights& weights, std::vector<Packing>& packings) {
   return bytes;
 }
 
-// Fills `image`, which is zero.
+// Fills `image`, which is zero. `progress` hears 0 before anything is packed: how much of the rest
+// this thread packs, and so reports, is chance.
 void Pack(const std::vector<Packing>& packings, std::byte* image, int threads,
           const std::function<void(double)>& progress) {
   std::vector<std::pair<size_t, int>> tasks;  // (packing, group)
@@ -225,6 +226,7 @@ void Pack(const std::vector<Packing>& packings, std::byte* image, int threads,
       }
     }
   };
+  if (progress) progress(0.0);
   std::vector<Thread> others;
   for (int i = 1; i < threads; ++i) others.emplace_back("pack", [&work] { work(false); });
   work(true);
