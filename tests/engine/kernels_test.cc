@@ -14,6 +14,7 @@
 #include "engine/cpu/isa.h"
 #include "engine/cpu/pack.h"
 #include "tests/engine/random.h"
+#include "tests/engine/tile_model.h"
 #include "tests/engine/tiny_model.h"
 
 namespace antiphon::engine::cpu {
@@ -25,6 +26,15 @@ const TensorType kTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorType::k
                              TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_1,
                              TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ4_K,
                              TensorType::kQ5_K, TensorType::kQ6_K};
+
+// All that this machine grants and, of the others', the products of "amx".
+std::vector<const Kernels*> TestedKernels() {
+  std::vector<const Kernels*> tested = GrantedKernels();
+#ifdef __x86_64__
+  if (KernelsNamed("avx512-bf16").ok()) tested.push_back(&ModelledTileKernels());
+#endif
+  return tested;
+}
 
 size_t BlockOf(TensorType type) { return model::TraitsOf(type).block_elements; }
 
@@ -181,9 +191,29 @@ TEST(KernelsTest, ProductsAreCloseToDoubleAndEqualOnEveryInstructionSet) {
         for (size_t o = 70; o < 80; ++o) EXPECT_EQ(want[r * 80 + o], 0) << "padding";
       }
       const std::vector<float> added = Multiply(ScalarKernels(), w, x, rows, true);
-      for (const Kernels* kernels : GrantedKernels()) {
+      for (const Kernels* kernels : TestedKernels()) {
         EXPECT_EQ(Multiply(*kernels, w, x, rows, false), want) << kernels->name;
         EXPECT_EQ(Multiply(*kernels, w, x, rows, true), added) << kernels->name;
+      }
+    }
+  }
+}
+
+// Past the columns that are unpacked at once and the rows that share them, where a table does so.
+TEST(KernelsTest, LargeProductsAreEqualOnEveryInstructionSet) {
+  TestRandom random(10);
+  for (TensorType type : QuantisedTypes()) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const PackedMatrix w(type, 32, ColumnsOf(type, 2048 + 96), random);
+    for (size_t rows : {19, 275}) {
+      const std::vector<float> x = random.Normals(rows * w.columns);
+      const std::vector<std::byte> tiles = QuantiseAll(ScalarKernels(), x, rows, w.columns);
+      for (const bool add : {false, true}) {
+        const std::vector<float> want = Multiply(ScalarKernels(), w, x, tiles, rows, add);
+        for (const Kernels* kernels : TestedKernels()) {
+          EXPECT_TRUE(Multiply(*kernels, w, x, tiles, rows, add) == want)
+              << kernels->name << ", " << rows << " rows";
+        }
       }
     }
   }
@@ -221,7 +251,7 @@ TEST(KernelsTest, TwoQuantisedRowsMultiplyAtSixteenBits) {
     std::vector<float> sum(32);
     for (size_t o = 0; o < 32; ++o) sum[o] = halves[o] + halves[32 + o];
     EXPECT_LE(RelativeError(w, sum, MultiplyExactly(w, x, 1)), 1e-4);
-    for (const Kernels* kernels : GrantedKernels()) {
+    for (const Kernels* kernels : TestedKernels()) {
       EXPECT_EQ(Multiply(*kernels, w, x, tile, 2, false), halves) << kernels->name;
     }
   }
@@ -234,7 +264,7 @@ TEST(KernelsTest, ARowsProductDoesNotDependOnItsNeighbours) {
     SCOPED_TRACE(model::TensorTypeName(type));
     const PackedMatrix w(type, 64, ColumnsOf(type, 96), random);
     const std::vector<float> x = random.Normals(kRows * w.columns);
-    for (const Kernels* kernels : GrantedKernels()) {
+    for (const Kernels* kernels : TestedKernels()) {
       const std::vector<float> all = Multiply(*kernels, w, x, kRows, false);
       for (size_t row = 0; row < kRows; ++row) {
         const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(row * w.columns),
@@ -285,8 +315,14 @@ TEST(KernelsTest, ExtremeQuantisedValuesDoNotOverflow) {
             for (size_t o = 0; o < 16; ++o) {
               EXPECT_NEAR(want[o], exact[o], std::abs(exact[o]) * 1e-6 + 0.5);
             }
-            for (const Kernels* kernels : GrantedKernels()) {
+            std::vector<float> rows, wanted;  // a full tile's
+            for (int i = 0; i < kRowTile; ++i) {
+              rows.insert(rows.end(), x.begin(), x.end());
+              wanted.insert(wanted.end(), want.begin(), want.end());
+            }
+            for (const Kernels* kernels : TestedKernels()) {
               EXPECT_EQ(Multiply(*kernels, w, x, 1, false), want) << kernels->name;
+              EXPECT_EQ(Multiply(*kernels, w, rows, kRowTile, false), wanted) << kernels->name;
             }
           }
         }

@@ -1,4 +1,6 @@
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -27,6 +29,13 @@ uint64_t SavedState() {
 
 constexpr bool HasAll(uint64_t bits, uint64_t wanted) { return (bits & wanted) == wanted; }
 
+// Tiles have 8 KiB of registers, which the system keeps for those processes that ask for them, once
+// for all their threads.
+bool AskForTiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 }  // namespace
 
 std::vector<const Kernels*> DetectKernels() {
@@ -44,6 +53,11 @@ std::vector<const Kernels*> DetectKernels() {
       avx2 && HasAll(saved, 0xe6) && HasAll(extended.ebx, kAvx512) && HasAll(extended.ecx, kVnni);
   constexpr uint32_t kBf16 = 1u << 5;
   const bool bf16 = avx512 && HasAll(Query(7, 1).eax, kBf16) && Bf16ProductsAreTwoFmas();
+  constexpr uint32_t kTile = 1u << 24, kTileInt8 = 1u << 25;
+  constexpr uint64_t kTileState = 3u << 17;
+  const bool amx = bf16 && HasAll(saved, kTileState) && HasAll(extended.edx, kTile | kTileInt8) &&
+                   AskForTiles() && TileProductsAreExact();
+  if (amx) granted.push_back(&AmxKernels());
   if (bf16) granted.push_back(&Avx512Bf16Kernels());
   if (avx512) granted.push_back(&Avx512Kernels());
   if (avx2) granted.push_back(&Avx2Kernels());

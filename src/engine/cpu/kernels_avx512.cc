@@ -1,68 +1,10 @@
 #include "engine/cpu/kernels_x86.h"
 #include "engine/cpu/simd_avx512.h"
 #include "engine/cpu/kernels-inl.h"
+#include "engine/cpu/quant_avx512-inl.h"
 
 namespace antiphon::engine::cpu {
 namespace {
-
-// Bits `mask` of `high` join those of `values`.
-inline __m512i Join(__m512i values, __m512i high, __m512i mask) {
-  return _mm512_ternarylogic_epi32(values, high, mask, 0xf8);  // values | (high & mask)
-}
-
-// The values of a block as they are stored; step i holds columns 4i to 4i + 3.
-template <PackedType kType>
-inline void Unpack(const std::byte* block, __m512i (&w)[8]) {
-  constexpr QuantFormat kFormat = FormatOf(kType);
-  const std::byte* high = block + kFormat.head_bytes;
-  const std::byte* values = high + kFormat.high_bytes;
-  if constexpr (kFormat.bits == 8) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) w[i] = _mm512_loadu_si512(values + 64 * i);
-  } else {
-    const __m512i low = _mm512_set1_epi8(15);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m512i packed = _mm512_loadu_si512(values + 64 * i);
-      w[i] = _mm512_and_si512(packed, low);
-      w[i + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low);
-    }
-  }
-  if constexpr (kFormat.bits == 5) {
-    const __m512i fifth = _mm512_set1_epi8(16);
-    const __m512i bits = _mm512_loadu_si512(high);
-    w[0] = Join(w[0], _mm512_slli_epi16(bits, 4), fifth);
-    w[1] = Join(w[1], _mm512_slli_epi16(bits, 3), fifth);
-    w[2] = Join(w[2], _mm512_slli_epi16(bits, 2), fifth);
-    w[3] = Join(w[3], _mm512_slli_epi16(bits, 1), fifth);
-    w[4] = Join(w[4], bits, fifth);
-    w[5] = Join(w[5], _mm512_srli_epi16(bits, 1), fifth);
-    w[6] = Join(w[6], _mm512_srli_epi16(bits, 2), fifth);
-    w[7] = Join(w[7], _mm512_srli_epi16(bits, 3), fifth);
-  }
-  if constexpr (kFormat.bits == 6) {
-    const __m512i pair = _mm512_set1_epi8(48);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m512i bits = _mm512_loadu_si512(high + 64 * half);
-      __m512i* step = w + 4 * half;
-      step[0] = Join(step[0], _mm512_slli_epi16(bits, 4), pair);
-      step[1] = Join(step[1], _mm512_slli_epi16(bits, 2), pair);
-      step[2] = Join(step[2], bits, pair);
-      step[3] = Join(step[3], _mm512_srli_epi16(bits, 2), pair);
-    }
-  }
-}
-
-// A tile's rows in one block.
-template <int kRows>
-struct RowBlock {
-  explicit RowBlock(const std::byte* tile)
-      : values(reinterpret_cast<const int32_t*>(tile)),
-        numbers(reinterpret_cast<const QuantNumbers*>(tile + kRows * kQuantBlock)) {}
-  const int32_t* values;  // four columns each
-  const QuantNumbers* numbers;
-};
 
 // Adds the products of the steps [kFirst, kFirst + kSteps) to `sums` of the rows from `first` on.
 // The rows advance together: one row's dependent steps hide another's. Activations come as
@@ -79,15 +21,6 @@ inline void AddSteps(const __m512i (&w)[8], const int32_t* values, int first, in
   }
 }
 
-template <int kRows>
-inline void StoreRows(const MatMul& m, const __m512 (&acc)[kRows], float* out) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    float* o = out + r * m.out_stride;
-    _mm512_storeu_ps(o, m.add ? _mm512_add_ps(acc[r], _mm512_loadu_ps(o)) : acc[r]);
-  }
-}
-
 // One group of 16 output rows against kRows activation rows: the block's weights stay in eight
 // registers while the rows pass by.
 template <PackedType kType, int kRows>
@@ -99,11 +32,9 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
   for (size_t b = 0; b < blocks; ++b) {
-    const __m512 scale = LoadF16(reinterpret_cast<const uint16_t*>(weights)).v;
+    const __m512 scale = LoadHalves(weights);
     __m512 minimum = _mm512_setzero_ps();
-    if constexpr (kFormat.minima) {
-      minimum = LoadF16(reinterpret_cast<const uint16_t*>(weights + 32)).v;
-    }
+    if constexpr (kFormat.minima) minimum = LoadHalves(weights + 32);
     __m512i w[8];
     Unpack<kType>(weights, w);
     const RowBlock<kRows> rows(tile);
@@ -112,38 +43,18 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       const int bunch = kRows - first < kBunch ? kRows - first : kBunch;
       __m512i sum[kBunch];
 #pragma GCC unroll 4
-      for (int j = 0; j < bunch; ++j) {
-        sum[j] = _mm512_setzero_si512();
-        if constexpr (!kFormat.minima) {
-          sum[j] = _mm512_set1_epi32(rows.numbers[first + j].offset);
-          if constexpr (kFormat.bits != 8) sum[j] = _mm512_srai_epi32(sum[j], 8 - kFormat.bits);
-        }
-      }
+      for (int j = 0; j < bunch; ++j) sum[j] = OffsetOf<kType>(rows.numbers[first + j]);
       AddSteps<0, 8>(w, rows.values, first, bunch, sum);
 #pragma GCC unroll 4
       for (int j = 0; j < bunch; ++j) {
         const int r = first + j;
-        const __m512 scaled =
-            _mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), _mm512_set1_ps(rows.numbers[r].scale));
-        acc[r] = _mm512_fmadd_ps(scaled, scale, acc[r]);
-        if constexpr (kFormat.minima) {
-          acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(rows.numbers[r].sum), acc[r]);
-        }
+        acc[r] = AddBlock<kType>(sum[j], rows.numbers[r], scale, minimum, acc[r]);
       }
     }
     weights += BlockBytes(kFormat);
     tile += kRows * kQuantRowBlockBytes;
   }
   StoreRows(m, acc, out);
-}
-
-inline __m512 WidenU8(const std::byte* p) {
-  return _mm512_cvtepi32_ps(
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
-inline __m512 WidenI8(const std::byte* p) {
-  return _mm512_cvtepi32_ps(
-      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
 // Adds one block of kQ4_K or kQ5_K to the sums of its super-block.
@@ -162,8 +73,7 @@ inline void AddK45Block(const std::byte* block, const __m512i (&w)[8], const Row
 #pragma GCC unroll 4
     for (int j = 0; j < bunch; ++j) {
       const int r = first + j;
-      products[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), scale),
-                                    _mm512_set1_ps(rows.numbers[r].scale), products[r]);
+      products[r] = AddK45(sum[j], rows.numbers[r], scale, products[r]);
     }
   }
 }
@@ -180,18 +90,16 @@ inline void AddK6Block(const std::byte* block, const __m512i (&w)[8], const RowB
     __m512i left[kBunch], right[kBunch];
 #pragma GCC unroll 2
     for (int j = 0; j < bunch; ++j) {
-      left[j] = _mm512_set1_epi32(rows.numbers[first + j].half);
-      right[j] = _mm512_sub_epi32(
-          _mm512_srai_epi32(_mm512_set1_epi32(rows.numbers[first + j].offset), 2), left[j]);
+      left[j] = LeftOffset(rows.numbers[first + j]);
+      right[j] = RightOffset(rows.numbers[first + j]);
     }
     AddSteps<0, 4>(w, rows.values, first, bunch, left);
     AddSteps<4, 4>(w, rows.values, first, bunch, right);
 #pragma GCC unroll 2
     for (int j = 0; j < bunch; ++j) {
       const int r = first + j;
-      const __m512 scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(right[j]), right_scale,
-                                            _mm512_mul_ps(_mm512_cvtepi32_ps(left[j]), left_scale));
-      products[r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows.numbers[r].scale), products[r]);
+      products[r] =
+          AddK6(left[j], right[j], rows.numbers[r], left_scale, right_scale, products[r]);
     }
   }
 }
@@ -207,7 +115,7 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
   for (size_t super = 0; super < m.columns / kSuperBlock; ++super) {
-    const __m512 scale = LoadF16(reinterpret_cast<const uint16_t*>(weights)).v;
+    const __m512 scale = LoadHalves(weights);
     const std::byte* blocks = weights + kFormat.super_bytes;
     __m512 products[kRows];
 #pragma GCC unroll 16
@@ -225,24 +133,7 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) acc[r] = _mm512_fmadd_ps(products[r], scale, acc[r]);
-    if constexpr (kFormat.minima) {
-      __m512 minima[kBlocks];
-#pragma GCC unroll 8
-      for (size_t b = 0; b < kBlocks; ++b) {
-        minima[b] = WidenU8(blocks + b * BlockBytes(kFormat) + 16);
-      }
-      const __m512 minimum = LoadF16(reinterpret_cast<const uint16_t*>(weights + 32)).v;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        __m512 sum = _mm512_setzero_ps();
-#pragma GCC unroll 8
-        for (size_t b = 0; b < kBlocks; ++b) {
-          const RowBlock<kRows> rows(tile + b * kTileBlockBytes);
-          sum = _mm512_fmadd_ps(minima[b], _mm512_set1_ps(rows.numbers[r].sum), sum);
-        }
-        acc[r] = _mm512_fnmadd_ps(sum, minimum, acc[r]);
-      }
-    }
+    if constexpr (kFormat.minima) SubtractMinima<kType>(weights, tile, acc);
     weights = blocks + kBlocks * BlockBytes(kFormat);
     tile += kBlocks * kTileBlockBytes;
   }
