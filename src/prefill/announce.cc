@@ -121,7 +121,7 @@ void PrefillCore::AnnounceChunk(Stream& s, const engine::ChunkResult* last, absl
   SendReady(s, std::move(ready));
 }
 
-void PrefillCore::CommitChunk(Stream& s) {
+void PrefillCore::CommitChunk(const Stream& s) {
   const uint32_t block_tokens = options_.layout.block_tokens;
   const uint32_t first = s.done_tokens / block_tokens;
   for (uint32_t i = first; i < s.chunk_end / block_tokens; ++i) {

@@ -297,7 +297,7 @@ void PrefillCore::Tick(absl::Time now) {
 
 void PrefillCore::Plan(uint32_t tokens, absl::Time now,
                        std::vector<engine::SequenceChunk>& chunks) {
-  CHECK(planned_.empty());
+  CHECK(planned_.empty() && uncommitted_.empty());
   // Least slack first. The key does not move as a stream progresses, so that two equal prompts run
   // one after the other and not in turns (which would delay both first tokens).
   std::vector<std::pair<absl::Time, Stream*>> queue;
@@ -375,11 +375,21 @@ void PrefillCore::OnStepDone(const absl::StatusOr<absl::Span<const engine::Chunk
       Finish(s, absl::InternalError("the engine drew no token"));
       continue;
     }
-    ChecksumLayers(s, options_.layout.layers);
+    if (!s.same_host) ChecksumLayers(s, options_.layout.layers);
     AnnounceChunk(s, last ? &(*results)[i] : nullptr, now);
+    uncommitted_.push_back(s.handle);
+    if (last) s.state = Stream::State::kServing;
+  }
+}
+
+void PrefillCore::CommitStep() {
+  for (uint64_t handle : std::exchange(uncommitted_, {})) {
+    const auto it = streams_.find(handle);
+    if (it == streams_.end() || it->second->ended) continue;  // its slots are released
+    Stream& s = *it->second;
+    ChecksumLayers(s, options_.layout.layers);
     CommitChunk(s);
     s.done_tokens = s.chunk_end;
-    if (last) s.state = Stream::State::kServing;
   }
 }
 

@@ -7,7 +7,8 @@
 //
 //   core.OnStoreAttached(...);
 //   loop: deliver events; core.Plan(...) -> submit the chunks; core.OnProgress(...) while the step
-//         runs (consumers on other hosts pull layer by layer); core.OnStepDone(...); Tick(now).
+//         runs (consumers on other hosts pull layer by layer); core.OnStepDone(...),
+//         core.CommitStep(); Tick(now).
 //   after every call: perform TakeActions().
 //
 // Store calls carry the core's own request ids (unique, ascending); whoever performs them renumbers
@@ -126,6 +127,10 @@ class PrefillCore {
   // The step that held the planned chunks is over; `results` are theirs, in order.
   void OnStepDone(const absl::StatusOr<absl::Span<const engine::ChunkResult>>& results,
                   absl::Time now);
+  // Tells the store of the blocks that the step filled. After OnStepDone, whose messages are better
+  // on their way: the checksums that no consumer waited for are computed here, about 1 ms for 512
+  // tokens of a small model.
+  void CommitStep();
 
   // Ends what is past its deadline.
   void Tick(absl::Time now);
@@ -164,7 +169,7 @@ class PrefillCore {
   void AnnouncePrefix(Stream& s);
   void AnnounceLayers(Stream& s, uint32_t to_layer);
   void AnnounceChunk(Stream& s, const engine::ChunkResult* last, absl::Time now);
-  void CommitChunk(Stream& s);
+  void CommitChunk(const Stream& s);
   void SendReady(Stream& s, wire::Ready ready);
 
   CoreOptions options_;
@@ -176,6 +181,7 @@ class PrefillCore {
   std::map<RequestId, uint64_t> by_id_;                  // of the live ones
   std::map<uint64_t, Call> calls_;
   std::vector<uint64_t> planned_;
+  std::vector<uint64_t> uncommitted_;  // streams, between OnStepDone and CommitStep
   uint64_t next_call_ = 1;
   std::vector<Action> actions_;
   Counters counters_;

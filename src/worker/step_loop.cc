@@ -145,11 +145,7 @@ void StepLoop::StartStep() {
   stepping_ = true;
   if (absl::Status status = runner_->Submit(std::move(step)); !status.ok()) {
     LogError("the engine refused a step: {}", std::string(status.message()));
-    LookAtEngine();
-    stepping_ = false;
-    EndAfter(status);
-    decode_->OnStepDone(status, now);
-    prefill_->OnStepDone(status, now);
+    FailStep(status, now);
     Perform();
   }
 }
@@ -170,15 +166,14 @@ void StepLoop::FinishStep() {
   auto result = runner_->Take();
   if (!result.ok()) {
     LogError("a step failed: {}", std::string(result.status().message()));
-    LookAtEngine();
-    EndAfter(result.status());
-    decode_->OnStepDone(result.status(), now);
-    prefill_->OnStepDone(result.status(), now);
+    FailStep(result.status(), now);
     return;
   }
   const auto chunks = absl::MakeConstSpan(result->chunks);
   decode_->OnStepDone(chunks.first(rows_), now);
   prefill_->OnStepDone(chunks.subspan(rows_), now);
+  Perform();
+  prefill_->CommitStep();
   ++steps_;
   metrics_.OnStep(step_size_, now - step_begin_, options_.clock->WallNow());
   const double seconds = absl::ToDoubleSeconds(now - step_begin_);
@@ -187,6 +182,14 @@ void StepLoop::FinishStep() {
   } else if (step_size_.rows == 0 && prefill_chunks_ == 1) {
     cost_->OnPrefill(step_size_.prefill_tokens, step_context_, seconds);
   }
+}
+
+void StepLoop::FailStep(const absl::Status& status, absl::Time now) {
+  stepping_ = false;
+  LookAtEngine();
+  EndAfter(status);
+  decode_->OnStepDone(status, now);
+  prefill_->OnStepDone(status, now);
 }
 
 void StepLoop::EndAfter(const absl::Status& status) {

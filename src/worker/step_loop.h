@@ -98,6 +98,7 @@ class StepLoop final : public prefill::StreamHandler,
   void StartStep();
   void WatchStep();
   void FinishStep();
+  void FailStep(const absl::Status& status, absl::Time now);
   // After an error of the engine: a rank that is gone is no fault of the sequences, which end so
   // that they go elsewhere.
   void EndAfter(const absl::Status& status);

@@ -247,6 +247,8 @@ bool WorkerCluster::Step(PrefillWorker& worker) {
         result.ok() ? absl::StatusOr<absl::Span<const engine::ChunkResult>>(result->chunks)
                     : result.status(),
         now_);
+    Perform(worker);
+    worker.core->CommitStep();
   }
   Perform(worker);
   return true;

@@ -355,6 +355,7 @@ void WorkerProcess::RunLayer() {
   const absl::Span<const engine::ChunkResult> chunks = result->chunks;
   if (prefill_ != nullptr) {
     prefill_->OnStepDone(chunks, Now());
+    prefill_->CommitStep();
   } else {
     decode_->OnStepDone(chunks, Now());
   }

@@ -1,5 +1,5 @@
-// What the integer products of AVX-512 and of AMX share: how a block's values are unpacked, and what
-// is done with the integer sums.
+// What the integer products of AVX-512 and of AMX share: how a block's values are unpacked, and
+// what is done with the integer sums.
 #ifndef ANTIPHON_ENGINE_CPU_QUANT_AVX512_INL_H_
 #define ANTIPHON_ENGINE_CPU_QUANT_AVX512_INL_H_
 

@@ -1,0 +1,117 @@
+// The prefill core alone, between a store and a consumer played by hand.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "antiphon/v1/store.pb.h"
+#include "antiphon/v1/worker.pb.h"
+#include "prefill/core.h"
+#include "tests/fakes/fake_store.h"
+
+namespace antiphon::prefill {
+namespace {
+
+constexpr uint64_t kStream = 1, kWorker = 1, kIncarnation = 9;
+constexpr uint32_t kTokens = 10;  // two whole blocks and a half
+const KvLayout kLayout{.block_tokens = 4, .layers = 3, .kv_heads = 1, .head_dim = 8};
+
+struct Done {
+  std::vector<wire::Ready> readies;
+  std::vector<wire::StoreRequest> commits;
+};
+
+class PrefillCoreTest : public testing::Test {
+ protected:
+  PrefillCoreTest() {
+    core_.OnStoreAttached({.incarnation = kIncarnation,
+                           .data_address = "store",
+                           .payload = [this](uint32_t slot) { return store_.Payload(slot); }});
+  }
+
+  // Performs what the core wants, and what follows from that.
+  Done Perform() {
+    Done done;
+    for (std::vector<Action> actions; !(actions = core_.TakeActions()).empty();) {
+      for (Action& action : actions) {
+        if (auto* send = std::get_if<Send>(&action)) {
+          done.readies.push_back(send->message.ready());
+        } else if (auto* call = std::get_if<StoreCall>(&action)) {
+          if (call->request.has_commit()) done.commits.push_back(call->request);
+          store_.Handle(kWorker, call->request);
+        } else {
+          ADD_FAILURE() << std::get<End>(action).status;
+        }
+      }
+      for (; !store_.replies().empty(); store_.replies().pop_front()) {
+        core_.OnStoreReply(store_.replies().front().reply, now_);
+      }
+    }
+    return done;
+  }
+
+  // A prompt up to the end of its only step.
+  void Compute(uint64_t consumers_store) {
+    wire::PrefillOpen open;
+    open.set_id(std::string(16, 'i'));
+    open.set_epoch(1);
+    for (uint32_t i = 0; i < kTokens; ++i) open.add_ids(i);
+    open.set_prompt_count(kTokens);
+    open.set_root_key(std::string(16, 'r'));
+    open.set_store_incarnation(consumers_store);
+    core_.OnOpen(kStream, open, now_);
+    Perform();
+    std::vector<engine::SequenceChunk> chunks;
+    core_.Plan(512, now_, chunks);
+    ASSERT_EQ(chunks.size(), 1u);
+    Perform();
+    std::vector<engine::ChunkResult> results(1);
+    results[0].sampled = engine::SampledToken{.id = 7};
+    core_.OnStepDone(absl::MakeConstSpan(results), now_);
+  }
+
+  const absl::Time now_ = absl::FromUnixSeconds(1000);
+  fakes::StoreNet net_;
+  fakes::FakeStore store_{kLayout, 8, kIncarnation, "store", &net_};
+  PrefillCore core_{{.layout = kLayout, .vocab = 100, .context = 100}};
+};
+
+TEST_F(PrefillCoreTest, AConsumerOnTheSameHostHearsBeforeTheStore) {
+  Compute(kIncarnation);
+  const Done told = Perform();
+  ASSERT_EQ(told.readies.size(), 1u);
+  EXPECT_EQ(told.readies[0].first().id(), 7u);
+  EXPECT_EQ(told.readies[0].blocks_size(), 3);
+  EXPECT_TRUE(told.commits.empty());
+  core_.CommitStep();
+  const Done committed = Perform();
+  ASSERT_EQ(committed.commits.size(), 2u);
+  for (const auto& request : committed.commits) {
+    EXPECT_EQ(request.commit().meta().layer_checksums_size(), 3);
+  }
+  EXPECT_EQ(store_.errors(), 0u) << store_.last_error();
+}
+
+TEST_F(PrefillCoreTest, AConsumerElsewhereGetsTheChecksumsWithTheToken) {
+  Compute(kIncarnation + 1);
+  const Done told = Perform();
+  ASSERT_EQ(told.readies.size(), 1u);
+  ASSERT_EQ(told.readies[0].blocks_size(), 3);
+  for (const auto& block : told.readies[0].blocks()) EXPECT_EQ(block.checksums_size(), 3);
+  core_.CommitStep();
+  EXPECT_EQ(Perform().commits.size(), 2u);
+}
+
+TEST_F(PrefillCoreTest, BlocksOfAStreamThatEndedMeanwhileAreReleasedAndNotCommitted) {
+  Compute(kIncarnation);
+  core_.OnBroken(kStream);
+  core_.CommitStep();
+  EXPECT_TRUE(Perform().commits.empty());
+  EXPECT_EQ(store_.held(), 0u);
+  EXPECT_EQ(store_.errors(), 0u) << store_.last_error();
+  EXPECT_TRUE(core_.idle());
+}
+
+}  // namespace
+}  // namespace antiphon::prefill
