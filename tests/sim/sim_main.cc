@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -151,6 +152,7 @@ std::string RunSeed(uint64_t seed, bool tell, Totals& totals) {
     if (std::string leaks = cluster.Leaks(); !leaks.empty()) wrong.push_back("leaks: " + leaks);
   }
 
+  const size_t rows = shape.decode_hosts.size() * shape.sequences_max;
   for (size_t i = 0; i < cluster.outcomes().size(); ++i) {
     const Outcome& o = *cluster.outcomes()[i];
     engine::SamplingParams params;
@@ -167,7 +169,10 @@ std::string RunSeed(uint64_t seed, bool tell, Totals& totals) {
     if (o.ends != 1 && cluster.all_ended()) {
       wrong.push_back(absl::StrCat("request ", i, " had ", o.ends, " terminal events"));
     }
-    if (!faulty && shape.slots >= 96 && !o.error.empty()) {
+    // With fewer rows than requests, one that comes when all run is refused, and rightly.
+    const bool full = rows < cluster.outcomes().size() &&
+                      absl::StrContains(o.error, "runs as many sequences as it may");
+    if (!faulty && shape.slots >= 96 && !o.error.empty() && !full) {
       wrong.push_back(absl::StrCat("request ", i, " failed in a calm history: ", o.error));
     }
     ++totals.requests;
