@@ -1,6 +1,7 @@
 #include "decode/core.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,9 +24,13 @@ DecodeCore::DecodeCore(CoreOptions options) : options_(std::move(options)) {}
 DecodeCore::~DecodeCore() = default;
 
 std::vector<Action> DecodeCore::TakeActions() {
-  for (auto& [gateway, batch] : batches_) actions_.push_back(SendTokens{gateway, std::move(batch)});
+  std::vector<Action> actions;
+  actions.reserve(batches_.size() + actions_.size());
+  for (auto& [gateway, batch] : batches_) actions.push_back(SendTokens{gateway, std::move(batch)});
   batches_.clear();
-  return std::exchange(actions_, {});
+  std::move(actions_.begin(), actions_.end(), std::back_inserter(actions));
+  actions_.clear();
+  return actions;
 }
 
 Sequence* DecodeCore::Find(uint64_t handle) {

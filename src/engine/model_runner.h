@@ -73,7 +73,8 @@ struct RunnerShape {
   bool copies_blocks = false;    // a chunk's first step may have to fetch its context
 };
 
-// Submit, Await, Take and UsePool belong to one thread; Progress may be called from any.
+// Submit, Await, Take and UsePool belong to one thread; Progress and Interrupt may be called from
+// any.
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
@@ -100,8 +101,10 @@ class ModelRunner {
   // the context, too few blocks): nothing was started. One step at a time.
   virtual absl::Status Submit(Step step) = 0;
   virtual StepProgress Progress() const = 0;
-  // Returns as soon as progress differs from `seen`, or after `timeout`.
+  // Returns as soon as progress differs from `seen`, after `timeout`, or when interrupted.
   virtual StepProgress Await(StepProgress seen, absl::Duration timeout) = 0;
+  // Ends the Await that runs or, when none does, the next one.
+  virtual void Interrupt() = 0;
   // After `finished`. An error is the engine's: the step's rows are undefined.
   virtual absl::StatusOr<StepResult> Take() = 0;
 };

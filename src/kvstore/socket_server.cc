@@ -71,6 +71,7 @@ struct Connection {
     BlobMemoryRef memory;  // whose fd that is, if it is not the pool's
   };
   std::deque<Unsent> unsent ABSL_GUARDED_BY(mu);
+  bool corked ABSL_GUARDED_BY(mu) = false;  // replies gather
   size_t unsent_bytes ABSL_GUARDED_BY(mu) = 0;
 
   // False: the connection is beyond use. Leaves what does not fit in `unsent`.
@@ -176,6 +177,18 @@ class UnixSocketServer final : public SocketServer {
     if (n == 0) return false;
     if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK;
     c->cutter.Append({buffer_, static_cast<size_t>(n)});
+    std::vector<Received> received;
+    const bool alive = CutRequests(c, received);
+    if (!received.empty()) Hand(c, std::move(received));
+    return alive;
+  }
+
+  struct Received {
+    wire::StoreRequest request;
+    Fd passed;
+  };
+
+  bool CutRequests(const ConnectionRef& c, std::vector<Received>& received) {
     while (true) {
       const auto frame = c->cutter.Next();
       if (!frame.ok()) {
@@ -189,16 +202,30 @@ class UnixSocketServer final : public SocketServer {
         return false;
       }
       if (request.has_detach()) c->detached = true;
-      ++c->in_executor;
-      options_.executor->Post([this, c, request = std::move(request),
-                               passed = std::exchange(c->passed, Fd())]() mutable {
-        Handle(c, request, std::move(passed));
-        loop_.Post([this, c] {
-          --c->in_executor;
-          if (c->paused && c->in_executor < kRequestsMax / 2 && c->watch != 0) UpdateEvents(c);
-        });
-      });
+      received.push_back({std::move(request), std::exchange(c->passed, Fd())});
     }
+  }
+
+  // What came together is handled together, and its replies leave together.
+  void Hand(const ConnectionRef& c, std::vector<Received> received) {
+    const int count = static_cast<int>(received.size());
+    c->in_executor += count;
+    options_.executor->Post([this, c, count, received = std::move(received)]() mutable {
+      SetCorked(c, true);
+      for (Received& r : received) Handle(c, r.request, std::move(r.passed));
+      SetCorked(c, false);
+      loop_.Post([this, c, count] {
+        c->in_executor -= count;
+        if (c->paused && c->in_executor < kRequestsMax / 2 && c->watch != 0) UpdateEvents(c);
+      });
+    });
+  }
+
+  // On the executor.
+  void SetCorked(const ConnectionRef& c, bool corked) {
+    absl::MutexLock lock(&c->mu);
+    c->corked = corked;
+    if (!corked && c->fd >= 0 && !c->unsent.empty()) SendUnsent(c);
   }
 
   // On the executor.
@@ -267,8 +294,17 @@ class UnixSocketServer final : public SocketServer {
     const int passed = memory != nullptr      ? memory->fd()
                        : reply.has_attached() ? options_.pool_fd
                                               : -1;
-    c->unsent.push_back({std::move(bytes), 0, passed, std::move(memory)});
-    if (waiting && c->unsent_bytes <= kUnsentBytesMax) return;  // the loop sends it
+    if (waiting && passed < 0 && c->unsent.back().fd < 0) {
+      c->unsent.back().bytes += bytes;
+    } else {
+      c->unsent.push_back({std::move(bytes), 0, passed, std::move(memory)});
+    }
+    // Else SetCorked sends it, or the loop.
+    if ((!waiting && !c->corked) || c->unsent_bytes > kUnsentBytesMax) SendUnsent(c);
+  }
+
+  // On the executor.
+  void SendUnsent(const ConnectionRef& c) ABSL_EXCLUSIVE_LOCKS_REQUIRED(c->mu) {
     if (!c->Flush() || c->unsent_bytes > kUnsentBytesMax) {
       loop_.Post([this, c] { Close(c); });
     } else if (!c->unsent.empty()) {

@@ -12,8 +12,6 @@ namespace {
 
 // How long the loop sleeps at most: deadlines and stalls are looked at so often.
 constexpr absl::Duration kTick = absl::Milliseconds(20);
-// Events are looked at so often while a layer takes long.
-constexpr absl::Duration kAwait = absl::Milliseconds(2);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr absl::Duration kReportSpacing = absl::Milliseconds(20);
 constexpr absl::Duration kStuckAfter = absl::Seconds(120);
@@ -51,6 +49,7 @@ void StepLoop::Begin(std::unique_ptr<engine::ModelRunner> runner, internal::v1::
   auto shared = std::make_shared<std::unique_ptr<engine::ModelRunner>>(std::move(runner));
   queue_.Post([this, shared, cost = std::move(cost), fingerprint = std::move(fingerprint)] {
     runner_ = std::move(*shared);
+    queue_.SetInterrupt([runner = runner_.get()] { runner->Interrupt(); });
     const engine::RunnerShape shape = runner_->shape();
     cost_.emplace(cost);
     prefill_ = std::make_unique<prefill::PrefillCore>(
@@ -150,9 +149,10 @@ void StepLoop::StartStep() {
   }
 }
 
-// Waits for the next layer, and tells of it.
+// Waits for the next layer, and tells of it, or for something posted. Whenever the loop wakes, a
+// thread of the engine loses its core and the others wait for it.
 void StepLoop::WatchStep() {
-  const engine::StepProgress progress = runner_->Await(progress_, kAwait);
+  const engine::StepProgress progress = runner_->Await(progress_, kTick);
   if (progress == progress_) return;
   if (progress.layers_done != progress_.layers_done) prefill_->OnProgress(progress.layers_done);
   progress_ = progress;
@@ -194,15 +194,17 @@ void StepLoop::FailStep(const absl::Status& status, absl::Time now) {
 
 void StepLoop::EndAfter(const absl::Status& status) {
   if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return;
-  const absl::Status ours = absl::UnavailableError(
-      absl::StrCat("the engine failed: ", std::string(status.message())));
+  const absl::Status ours =
+      absl::UnavailableError(absl::StrCat("the engine failed: ", std::string(status.message())));
   prefill_->EndAll(ours);
   decode_->EndAll(ours);
 }
 
 void StepLoop::Perform() {
+  store_->Cork();
   PerformPrefill();
   PerformDecode();
+  store_->Uncork();
 }
 
 void StepLoop::PerformPrefill() {

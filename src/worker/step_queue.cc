@@ -9,6 +9,12 @@ void StepQueue::Post(Closure closure) {
   if (closed_) return;
   ready_.push_back(std::move(closure));
   posted_.Signal();
+  if (interrupt_) interrupt_();
+}
+
+void StepQueue::SetInterrupt(std::function<void()> interrupt) {
+  absl::MutexLock lock(&mu_);
+  interrupt_ = std::move(interrupt);
 }
 
 Executor::TimerId StepQueue::PostAfter(absl::Duration delay, Closure closure) {

@@ -4,6 +4,7 @@
 #define ANTIPHON_WORKER_STEP_QUEUE_H_
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <utility>
 
@@ -26,6 +27,9 @@ class StepQueue final : public Executor {
 
   // Runs what is due; when nothing is, waits for it, at most `wait`. The loop's thread only.
   void Run(absl::Duration wait);
+  // Called, on any thread and with the queue locked, whenever something is posted: for a loop that
+  // may be waiting elsewhere.
+  void SetInterrupt(std::function<void()> interrupt);
   // Drops what was not run and whatever comes later.
   void Close();
 
@@ -35,6 +39,7 @@ class StepQueue final : public Executor {
   const Clock* clock_;
   absl::Mutex mu_;
   absl::CondVar posted_;
+  std::function<void()> interrupt_ ABSL_GUARDED_BY(mu_);
   std::deque<Closure> ready_ ABSL_GUARDED_BY(mu_);
   std::map<std::pair<absl::Time, TimerId>, Closure> timers_ ABSL_GUARDED_BY(mu_);
   TimerId next_timer_ ABSL_GUARDED_BY(mu_) = 1;

@@ -105,6 +105,14 @@ void StoreLink::Call(Side side, wire::StoreRequest request) {
   }
 }
 
+void StoreLink::Cork() {
+  if (client_ != nullptr) client_->Cork();
+}
+
+void StoreLink::Uncork() {
+  if (client_ != nullptr) client_->Uncork();
+}
+
 void StoreLink::OnReply(Side side, uint64_t id, const wire::StoreRequest& request,
                         wire::StoreReply reply) {
   if (lost_) return;

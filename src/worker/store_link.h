@@ -48,6 +48,9 @@ class StoreLink {
   void Attach();
   // With the core's ids; dropped while no store is attached.
   void Call(Side side, internal::v1::StoreRequest request);
+  // Between the two, calls gather and go out in one piece.
+  void Cork();
+  void Uncork();
   // After on_lost, when no step touches the pool any more: unmaps it and attaches again.
   void Reattach();
 

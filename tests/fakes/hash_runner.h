@@ -30,7 +30,9 @@ class HashRunner final : public engine::ModelRunner {
 
   absl::Status Submit(engine::Step step) override;
   engine::StepProgress Progress() const override { return progress_; }
+  // Does not wait: computes the next layer.
   engine::StepProgress Await(engine::StepProgress seen, absl::Duration timeout) override;
+  void Interrupt() override {}
   absl::StatusOr<engine::StepResult> Take() override;
 
   // Computes the next layer, or ends the step after the last.

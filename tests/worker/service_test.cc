@@ -55,6 +55,7 @@ class DeviceRunner final : public engine::ModelRunner {
   engine::StepProgress Await(engine::StepProgress seen, absl::Duration timeout) override {
     return model_->Await(seen, timeout);
   }
+  void Interrupt() override { model_->Interrupt(); }
   absl::StatusOr<engine::StepResult> Take() override {
     auto result = model_->Take();
     if (device_->lost) return Lost();

@@ -130,10 +130,16 @@ class CpuRunner final : public ModelRunner {
     absl::MutexLock lock(&mutex_);
     const auto changed = [&] {
       mutex_.AssertHeld();
-      return !(progress_ == seen);
+      return interrupted_ || !(progress_ == seen);
     };
     mutex_.AwaitWithTimeout(absl::Condition(&changed), timeout);
+    interrupted_ = false;
     return progress_;
+  }
+
+  void Interrupt() override {
+    absl::MutexLock lock(&mutex_);
+    interrupted_ = true;
   }
 
   absl::StatusOr<StepResult> Take() override {
@@ -178,6 +184,7 @@ class CpuRunner final : public ModelRunner {
   mutable absl::Mutex mutex_;
   StepProgress progress_ ABSL_GUARDED_BY(mutex_);
   State state_ ABSL_GUARDED_BY(mutex_) = State::kIdle;
+  bool interrupted_ ABSL_GUARDED_BY(mutex_) = false;
   const std::string speed_class_;
   cpu::Team team_;  // last: its threads use the rest
 };

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -301,7 +302,7 @@ class CudaRunner final : public ModelRunner {
     int64_t pauses = timeout / kPause;
     for (int polls = 0;; ++polls) {
       StepProgress now = Poll();
-      if (!(now == seen)) return now;
+      if (!(now == seen) || interrupted_.exchange(false)) return now;
       if (polls < kEagerPolls) continue;
       if (--pauses < 0) return now;
       absl::MutexLock lock(&mutex_);
@@ -309,6 +310,8 @@ class CudaRunner final : public ModelRunner {
       mutex_.AwaitWithTimeout(absl::Condition(&never), kPause);
     }
   }
+
+  void Interrupt() override { interrupted_ = true; }
 
   absl::StatusOr<StepResult> Take() override {
     if (state_ != State::kDone) return absl::FailedPreconditionError("no finished step to take");
@@ -410,6 +413,7 @@ class CudaRunner final : public ModelRunner {
   StepResult result_;
   std::vector<size_t> draws_;  // chunks whose tokens are drawn here
   std::vector<Sampler> samplers_;
+  std::atomic<bool> interrupted_ = false;
 
   mutable absl::Mutex mutex_;
   StepProgress progress_ ABSL_GUARDED_BY(mutex_);

@@ -151,16 +151,20 @@ class SocketStoreClient final : public StoreClient {
       return id;
     }
     pending_[id] = std::move(done);
-    size_t sent = 0;
-    if (unsent_.empty()) {
-      const ssize_t n = SendWithFd(socket_.get(), frame, -1);
-      if (n > 0) sent = static_cast<size_t>(n);  // errors show when the reader meets them
-    }
-    if (sent < frame.size()) {
-      unsent_.append(frame, sent);
-      Wake();
-    }
+    const bool waiting = !unsent_.empty();
+    unsent_ += frame;
+    if (!corked_ && !waiting) SendUnsent();
     return id;
+  }
+
+  void Cork() override {
+    absl::MutexLock lock(&mu_);
+    corked_ = true;
+  }
+  void Uncork() override {
+    absl::MutexLock lock(&mu_);
+    corked_ = false;
+    if (!unsent_.empty() && !lost_) SendUnsent();
   }
 
   std::byte* Payload(uint32_t slot) const override {
@@ -204,6 +208,13 @@ class SocketStoreClient final : public StoreClient {
   void Wake() {
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof(one));
+  }
+
+  // What does not fit is the reader's to send.
+  void SendUnsent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const ssize_t n = SendWithFd(socket_.get(), unsent_, -1);
+    if (n > 0) unsent_.erase(0, static_cast<size_t>(n));  // errors show when the reader meets them
+    if (!unsent_.empty()) Wake();
   }
 
   void Deliver(Done done, wire::StoreReply reply) {
@@ -255,6 +266,13 @@ class SocketStoreClient final : public StoreClient {
     if (n == 0) return "the store closed the connection";
     if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK ? "" : std::strerror(errno);
     cutter_.Append({buffer_, static_cast<size_t>(n)});
+    std::vector<wire::StoreReply> replies;
+    const std::string why = CutReplies(replies);
+    if (!replies.empty()) Dispatch(std::move(replies));
+    return why;
+  }
+
+  std::string CutReplies(std::vector<wire::StoreReply>& replies) {
     while (true) {
       const auto frame = cutter_.Next();
       if (!frame.ok()) return std::string(frame.status().message());
@@ -263,28 +281,34 @@ class SocketStoreClient final : public StoreClient {
       if (!reply.ParseFromArray((*frame)->data(), static_cast<int>((*frame)->size()))) {
         return "a reply cannot be read";
       }
-      Dispatch(std::move(reply));
+      replies.push_back(std::move(reply));
     }
   }
 
-  void Dispatch(wire::StoreReply reply) {
-    if (reply.id() == 0) {
-      executor_->Post([gate = gate_, callbacks = callbacks_, reply = std::move(reply)] {
-        gate->Run([&] {
-          if (callbacks->on_event) callbacks->on_event(reply);
-        });
-      });
-      return;
-    }
-    Done done;
+  // What came together is handed over together: the executor wakes once.
+  void Dispatch(std::vector<wire::StoreReply> replies) {
+    std::vector<Done> done(replies.size());
     {
       absl::MutexLock lock(&mu_);
-      auto it = pending_.find(reply.id());
-      if (it == pending_.end()) return;
-      done = std::move(it->second);
-      pending_.erase(it);
+      for (size_t i = 0; i < replies.size(); ++i) {
+        auto it = pending_.find(replies[i].id());
+        if (it == pending_.end()) continue;
+        done[i] = std::move(it->second);
+        pending_.erase(it);
+      }
     }
-    Deliver(std::move(done), std::move(reply));
+    executor_->Post([gate = gate_, callbacks = callbacks_, replies = std::move(replies),
+                     done = std::move(done)]() mutable {
+      for (size_t i = 0; i < replies.size(); ++i) {
+        gate->Run([&] {
+          if (replies[i].id() == 0) {
+            if (callbacks->on_event) callbacks->on_event(replies[i]);
+          } else if (done[i]) {
+            done[i](replies[i]);
+          }
+        });
+      }
+    });
   }
 
   void Lose(const std::string& why) {
@@ -322,6 +346,7 @@ class SocketStoreClient final : public StoreClient {
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 2;  // 1 is the attachment
   std::map<uint64_t, Done> pending_ ABSL_GUARDED_BY(mu_);
   std::string unsent_ ABSL_GUARDED_BY(mu_);
+  bool corked_ ABSL_GUARDED_BY(mu_) = false;
   bool lost_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   Thread reader_;

@@ -60,6 +60,10 @@ class StoreClient {
   virtual uint64_t Call(wire::StoreRequest request,
                         absl::AnyInvocable<void(const wire::StoreReply&)> done) = 0;
 
+  // Between the two, calls gather and go out in one piece: each that goes alone wakes the store.
+  virtual void Cork() = 0;
+  virtual void Uncork() = 0;
+
   // The slot's first payload byte in this process; nullptr for a slot out of range.
   virtual std::byte* Payload(uint32_t slot) const = 0;
   // For processes that work on the slots that this one holds. They must have ended, or let go of
