@@ -24,7 +24,7 @@
 #include "engine/cpu/cpu_runner.h"
 #include "engine/cpu/isa.h"
 #include "engine/cpu/weights.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::engine {
 namespace {
@@ -43,7 +43,7 @@ class Bench {
  public:
   Bench(const char* path, int threads) {
     const auto started = std::chrono::steady_clock::now();
-    absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
+    absl::StatusOr<std::unique_ptr<model::ModelFile>> file = model::OpenModelFile(path);
     if (!file.ok()) Fail(file.status());
     file_ = *std::move(file);
     absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
@@ -143,7 +143,7 @@ class Bench {
     return *std::move(result);
   }
 
-  std::unique_ptr<model::GgufFile> file_;
+  std::unique_ptr<model::ModelFile> file_;
   std::unique_ptr<ModelRunner> runner_;
   SamplingParams greedy_;
   double load_s_ = 0;
@@ -152,7 +152,7 @@ class Bench {
 // Bytes of the tensors, and the weights that one token of a prompt is multiplied with: neither the
 // embedding's rows nor the output matrix, which only a prompt's last token meets.
 int PrintWeights(const char* path) {
-  absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
+  absl::StatusOr<std::unique_ptr<model::ModelFile>> file = model::OpenModelFile(path);
   if (!file.ok()) {
     std::fprintf(stderr, "%s\n", file.status().ToString().c_str());
     return 1;

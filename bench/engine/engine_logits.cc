@@ -32,7 +32,7 @@
 #include "antiphon/v1/model.pb.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/cpu/isa.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "model/tokenizer.h"
 
 namespace antiphon::engine {
@@ -66,8 +66,8 @@ std::string ReadFile(const std::string& path) {
   return std::string((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
 }
 
-std::unique_ptr<model::GgufFile> OpenModel(const std::string& path) {
-  absl::StatusOr<std::unique_ptr<model::GgufFile>> file = model::GgufFile::Open(path);
+std::unique_ptr<model::ModelFile> OpenModel(const std::string& path) {
+  absl::StatusOr<std::unique_ptr<model::ModelFile>> file = model::OpenModelFile(path);
   if (!file.ok()) Fail(file.status().ToString());
   return *std::move(file);
 }
@@ -171,7 +171,7 @@ int PrintInstructionSets() {
 }
 
 int PrintTokens(const std::string& path, const std::string& text_path) {
-  const std::unique_ptr<model::GgufFile> file = OpenModel(path);
+  const std::unique_ptr<model::ModelFile> file = OpenModel(path);
   const auto spec = model::TokenizerSpecOf(*file);
   if (!spec.ok()) Fail(spec.status().ToString());
   const auto tokenizer = model::Tokenizer::Create(*spec);
@@ -185,7 +185,7 @@ int PrintTokens(const std::string& path, const std::string& text_path) {
 
 int PrintLogits(const Arguments& args) {
   const std::vector<uint32_t> tokens = ReadTokens(args);
-  const std::unique_ptr<model::GgufFile> file = OpenModel(args.model);
+  const std::unique_ptr<model::ModelFile> file = OpenModel(args.model);
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner = MakeCpuRunner(file.get(), args.options);
   if (!runner.ok()) Fail(runner.status().ToString());
 

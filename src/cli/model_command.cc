@@ -13,7 +13,7 @@
 #include "common/status_macros.h"
 #include "model/card.h"
 #include "model/chat_template.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "model/tokenizer.h"
 
 namespace antiphon::cli {
@@ -50,14 +50,14 @@ absl::StatusOr<std::string> ReadText(const std::string& file) {
   return ReadStream(in, file);
 }
 
-absl::StatusOr<std::unique_ptr<model::Tokenizer>> TokenizerOf(const model::GgufFile& file) {
+absl::StatusOr<std::unique_ptr<model::Tokenizer>> TokenizerOf(const model::ModelFile& file) {
   ASSIGN_OR_RETURN(const internal::v1::TokenizerSpec spec, model::TokenizerSpecOf(file));
   return model::Tokenizer::Create(spec);
 }
 
 // What a template says wrong with a conversation is the reader's to mend, whatever its code.
 absl::Status Inspect(const std::string& path, bool& servable) {
-  ASSIGN_OR_RETURN(const auto file, model::GgufFile::Open(path));
+  ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(path));
   const std::string text = model::Inspect(*file);
   fmt::print("{}{}", text, text.empty() || text.back() != '\n' ? "\n" : "");
   servable = text.find("servable: yes") != std::string::npos;
@@ -84,7 +84,7 @@ absl::Status Render(const Arguments& arguments) {
   if (arguments.Has("template")) {
     ASSIGN_OR_RETURN(source, ReadText(arguments.Get("template")));
   } else {
-    ASSIGN_OR_RETURN(const auto file, model::GgufFile::Open(arguments.Get("model")));
+    ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(arguments.Get("model")));
     ASSIGN_OR_RETURN(source, file->GetStringOr("tokenizer.chat_template", ""));
     if (source.empty()) {
       return absl::FailedPreconditionError(
@@ -107,7 +107,7 @@ absl::Status Render(const Arguments& arguments) {
 }
 
 absl::Status Tokenize(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, model::GgufFile::Open(path));
+  ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(path));
   ASSIGN_OR_RETURN(const auto tokenizer, TokenizerOf(*file));
   ASSIGN_OR_RETURN(const std::string text, ReadText("-"));
   ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, tokenizer->Encode(text, {}));

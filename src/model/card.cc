@@ -1,6 +1,5 @@
 #include "model/card.h"
 
-#include <openssl/evp.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <map>
@@ -8,7 +7,8 @@
 
 #include "antiphon/v1/model.pb.h"
 #include "common/status_macros.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
+#include "model/sha256.h"
 #include "model/tokenizer.h"
 
 namespace antiphon::model {
@@ -16,17 +16,8 @@ namespace {
 
 constexpr const char* kChatTemplate = "tokenizer.chat_template";
 
-std::string Sha256Hex(std::string_view bytes) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned size = 0;
-  CHECK(EVP_Digest(bytes.data(), bytes.size(), digest, &size, EVP_sha256(), nullptr) == 1);
-  std::string hex;
-  for (unsigned i = 0; i < size; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
-}
-
 // The type that holds most of the parameters.
-std::string QuantisationOf(const GgufFile& file) {
+std::string QuantisationOf(const ModelFile& file) {
   std::map<TensorType, uint64_t> elements;
   for (const Tensor& tensor : file.tensors()) elements[tensor.type] += tensor.elements();
   uint64_t most = 0;
@@ -39,14 +30,14 @@ std::string QuantisationOf(const GgufFile& file) {
   return name;
 }
 
-uint64_t ParametersOf(const GgufFile& file) {
+uint64_t ParametersOf(const ModelFile& file) {
   uint64_t count = 0;
   for (const Tensor& tensor : file.tensors()) count += tensor.elements();
   return count;
 }
 
 // general.sampling.*: what converters copy from the author's generation_config.json.
-absl::Status FillSampling(const GgufFile& file, internal::v1::SamplingDefaults& sampling) {
+absl::Status FillSampling(const ModelFile& file, internal::v1::SamplingDefaults& sampling) {
   const auto number = [&](const char* name, double low, double high, auto set) -> absl::Status {
     const std::string key = std::string("general.sampling.") + name;
     const auto value = file.GetDouble(key);
@@ -54,7 +45,7 @@ absl::Status FillSampling(const GgufFile& file, internal::v1::SamplingDefaults& 
     RETURN_IF_ERROR(value.status());
     if (*value < low || *value > high) {
       return absl::InvalidArgumentError(
-          fmt::format("GGUF key {} is {}, expected {} to {}", key, *value, low, high));
+          fmt::format("{} is {}, expected {} to {}", file.wording().Key(key), *value, low, high));
     }
     set(*value);
     return absl::OkStatus();
@@ -68,7 +59,7 @@ absl::Status FillSampling(const GgufFile& file, internal::v1::SamplingDefaults& 
 }
 
 // What keeps the file from being served: its tensors first, then its tokenizer.
-absl::Status Servable(const GgufFile& file) {
+absl::Status Servable(const ModelFile& file) {
   RETURN_IF_ERROR(LlamaShapeOf(file).status());
   ASSIGN_OR_RETURN(const internal::v1::TokenizerSpec spec, TokenizerSpecOf(file));
   return Tokenizer::Create(spec).status();
@@ -97,7 +88,7 @@ std::string ValueText(const Value& value) {
 
 }  // namespace
 
-absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::string& name,
+absl::StatusOr<internal::v1::ModelCard> CardOf(const ModelFile& file, const std::string& name,
                                                CardParts& parts, const KnownDigests* known) {
   ASSIGN_OR_RETURN(const LlamaShape shape, LlamaShapeOf(file));
   ASSIGN_OR_RETURN(const internal::v1::TokenizerSpec spec, TokenizerSpecOf(file));
@@ -113,7 +104,7 @@ absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::
   }
   card.set_name(name);
   card.set_architecture(shape.architecture);
-  card.set_weights_digest(known != nullptr ? known->weights : Sha256Hex(file.bytes()));
+  card.set_weights_digest(known != nullptr ? known->weights : file.Digest());
   if (!parts.chat_template_blob.empty()) {
     card.set_chat_template_digest(Sha256Hex(parts.chat_template_blob));
   }
@@ -127,9 +118,9 @@ absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::
   return card;
 }
 
-std::string Inspect(const GgufFile& file) {
-  std::string out = fmt::format("GGUF version {}, {} bytes, {} keys, {} tensors\n", file.version(),
-                                file.bytes().size(), file.metadata().size(), file.tensors().size());
+std::string Inspect(const ModelFile& file) {
+  std::string out = fmt::format("{}, {} bytes, {} keys, {} tensors\n", file.format(),
+                                file.size_bytes(), file.metadata().size(), file.tensors().size());
   for (const auto& [key, value] : file.metadata()) {
     out += fmt::format("  {} = {}\n", ValueText(Value{key}), ValueText(value));
   }

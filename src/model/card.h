@@ -14,7 +14,7 @@ class ModelCard;
 
 namespace antiphon::model {
 
-class GgufFile;
+class ModelFile;
 
 struct CardParts {
   std::string tokenizer_blob;      // serialised TokenizerSpec; digest in the card
@@ -31,7 +31,7 @@ struct KnownDigests {
 // Fills everything but block_tokens, aliases and configuration's sampling. `name` is what clients
 // will write. The weights digest is the SHA-256 of the whole file, which takes seconds a GiB unless
 // it is in `known`.
-absl::StatusOr<internal::v1::ModelCard> CardOf(const GgufFile& file, const std::string& name,
+absl::StatusOr<internal::v1::ModelCard> CardOf(const ModelFile& file, const std::string& name,
                                                CardParts& parts,
                                                const KnownDigests* known = nullptr);
 
@@ -56,10 +56,10 @@ struct LlamaShape {
   float rope_scale = 1;         // linear scaling factor, 1: none
 };
 // FAILED_PRECONDITION naming the tensor or key that we cannot serve.
-absl::StatusOr<LlamaShape> LlamaShapeOf(const GgufFile& file);
+absl::StatusOr<LlamaShape> LlamaShapeOf(const ModelFile& file);
 
 // What `antiphon model inspect` prints; the last line is "servable: yes" or names the obstacle.
-std::string Inspect(const GgufFile& file);
+std::string Inspect(const ModelFile& file);
 
 }  // namespace antiphon::model
 

@@ -1,19 +1,12 @@
 #include "model/gguf.h"
 
-#include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "common/status_macros.h"
 #include "model/gguf_types.h"
 
@@ -260,53 +253,31 @@ absl::Status PlaceTensors(std::string_view file, uint64_t data_start, uint64_t a
   return absl::OkStatus();
 }
 
-absl::Status WrongType(std::string_view key, const char* wanted) {
-  return absl::InvalidArgumentError(fmt::format("GGUF key {} is not {}", key, wanted));
-}
-
-// An absent key gives `otherwise`, a wrong type stays an error.
-template <typename T>
-absl::StatusOr<T> OrElse(absl::StatusOr<T> value, T otherwise) {
-  if (absl::IsNotFound(value.status())) return otherwise;
-  return value;
-}
-
-}  // namespace
-
-uint64_t Tensor::elements() const {
-  uint64_t n = 1;
-  for (const uint64_t d : dims) n *= d;
-  return n;
-}
-
-struct GgufFile::State {
-  ~State() {
-    if (mapping != nullptr) munmap(mapping, bytes.size());
+class GgufWording : public Wording {
+ public:
+  std::string Key(std::string_view key) const override { return fmt::format("GGUF key {}", key); }
+  std::string Tensor(std::string_view name) const override {
+    return fmt::format("tensor {}", name);
   }
-
-  absl::Status Read();
-  const Value* Find(std::string_view key) const {
-    const auto it = metadata.find(std::string(key));
-    return it == metadata.end() ? nullptr : &it->second;
+  std::string Dims(const std::vector<uint64_t>& dims) const override {
+    return fmt::format("[{}]", fmt::join(dims, ", "));
   }
-
-  std::string_view bytes;
-  void* mapping = nullptr;
-  std::string identity;
-  uint32_t version = 0;
-  std::map<std::string, Value> metadata;
-  std::vector<Tensor> tensors;
-  absl::flat_hash_map<std::string, size_t> tensor_index;
 };
+constinit const GgufWording kWording;
 
-absl::Status GgufFile::State::Read() {
+const Value* Find(const ModelContents& contents, const std::string& key) {
+  const auto it = contents.metadata.find(key);
+  return it == contents.metadata.end() ? nullptr : &it->second;
+}
+
+absl::Status Read(std::string_view bytes, ModelContents& contents) {
   if (bytes.substr(0, 4) != "GGUF") {
     return absl::InvalidArgumentError("not a GGUF: " + DescribeForeignFile(bytes));
   }
   Parser parser(bytes);
   Reader& reader = parser.reader();
   RETURN_IF_ERROR(reader.Number<uint32_t>("the magic").status());
-  ASSIGN_OR_RETURN(version, reader.Number<uint32_t>("the version"));
+  ASSIGN_OR_RETURN(const uint32_t version, reader.Number<uint32_t>("the version"));
   if (version != 2 && version != 3) {
     const bool swapped = (version & 0xffff) == 0 && version != 0;
     return absl::InvalidArgumentError(
@@ -333,12 +304,12 @@ absl::Status GgufFile::State::Read() {
     ASSIGN_OR_RETURN(const std::string_view key, reader.String(ordinal, kKeyBytesMax));
     if (key.empty()) return Corrupt(fmt::format("GGUF: {} is empty", ordinal));
     ASSIGN_OR_RETURN(Value value, parser.Any(fmt::format("key {}", key)));
-    if (!metadata.emplace(std::string(key), std::move(value)).second) {
+    if (!contents.metadata.emplace(std::string(key), std::move(value)).second) {
       return Corrupt(fmt::format("GGUF: key {} appears twice", key));
     }
   }
   uint64_t alignment = 32;
-  if (const Value* value = Find("general.alignment"); value != nullptr) {
+  if (const Value* value = Find(contents, "general.alignment"); value != nullptr) {
     const uint64_t* given = std::get_if<uint64_t>(&value->v);
     if (given == nullptr || *given == 0 || (*given & (*given - 1)) != 0 || *given > kAlignmentMax) {
       return Corrupt(
@@ -352,133 +323,38 @@ absl::Status GgufFile::State::Read() {
   entries.reserve(tensor_count);
   for (uint64_t i = 0; i < tensor_count; ++i) {
     ASSIGN_OR_RETURN(TensorEntry entry, ReadTensorEntry(reader, i));
-    if (!tensor_index.emplace(entry.tensor.name, i).second) {
-      return Corrupt(fmt::format("GGUF: tensor {} appears twice", entry.tensor.name));
-    }
     entries.push_back(std::move(entry));
   }
   const uint64_t data_start = (reader.at() + alignment - 1) / alignment * alignment;
   RETURN_IF_ERROR(PlaceTensors(bytes, data_start, alignment, entries));
-  tensors.reserve(entries.size());
-  for (TensorEntry& entry : entries) tensors.push_back(std::move(entry.tensor));
+  contents.tensors.reserve(entries.size());
+  for (TensorEntry& entry : entries) contents.tensors.push_back(std::move(entry.tensor));
+  contents.format = fmt::format("GGUF version {}", version);
+  contents.wording = &kWording;
+  contents.llama_rows_interleaved = true;
   return absl::OkStatus();
 }
 
-GgufFile::GgufFile() : state_(std::make_unique<State>()) {}
-GgufFile::~GgufFile() = default;
-
-absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Parse(std::string_view bytes) {
-  std::unique_ptr<GgufFile> file(new GgufFile);
-  file->state_->bytes = bytes;
-  RETURN_IF_ERROR(file->state_->Read());
-  return file;
+absl::StatusOr<std::unique_ptr<ModelFile>> Parse(ModelPart part) {
+  ModelContents contents;
+  RETURN_IF_ERROR(Read(part.bytes, contents));
+  contents.parts.push_back(std::move(part));
+  return ModelFile::Create(std::move(contents));
 }
 
-static std::string IdentityOf(const struct stat& info) {
-  const auto time = [](const timespec& t) { return fmt::format("{}.{:09}", t.tv_sec, t.tv_nsec); };
-  return fmt::format("{:x}-{}-{}-{}-{}", info.st_dev, info.st_ino, info.st_size, time(info.st_mtim),
-                     time(info.st_ctim));
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModelFile>> ParseGguf(std::string_view bytes) {
+  return Parse({.name = "", .bytes = bytes, .mapping = {}});
 }
 
-absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return absl::NotFoundError(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
-  }
-  struct stat info {};
-  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-    close(fd);
-    return absl::InvalidArgumentError(
-        fmt::format("{} is not a regular file{}", path,
-                    S_ISDIR(info.st_mode) ? " but a folder: name the .gguf file in it" : ""));
-  }
-  if (info.st_size == 0) {
-    close(fd);
-    return absl::InvalidArgumentError(path + ": not a GGUF: it is empty");
-  }
-  const size_t size = static_cast<size_t>(info.st_size);
-  void* mapping = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  close(fd);
-  if (mapping == MAP_FAILED) {
-    return absl::UnavailableError(fmt::format("cannot map {}: {}", path, std::strerror(error)));
-  }
-  std::unique_ptr<GgufFile> file(new GgufFile);
-  file->state_->mapping = mapping;
-  file->state_->identity = IdentityOf(info);
-  file->state_->bytes = std::string_view(static_cast<const char*>(mapping), size);
-  if (absl::Status status = file->state_->Read(); !status.ok()) {
-    return absl::Status(status.code(), fmt::format("{}: {}", path, std::string(status.message())));
-  }
-  return file;
-}
-
-uint32_t GgufFile::version() const { return state_->version; }
-const std::map<std::string, Value>& GgufFile::metadata() const { return state_->metadata; }
-const std::vector<Tensor>& GgufFile::tensors() const { return state_->tensors; }
-const std::string& GgufFile::identity() const { return state_->identity; }
-void GgufFile::DropPages() const {
-  if (state_->mapping != nullptr) madvise(state_->mapping, state_->bytes.size(), MADV_DONTNEED);
-}
-std::string_view GgufFile::bytes() const { return state_->bytes; }
-
-const Tensor* GgufFile::FindTensor(std::string_view name) const {
-  const auto it = state_->tensor_index.find(std::string(name));
-  return it == state_->tensor_index.end() ? nullptr : &state_->tensors[it->second];
-}
-
-static absl::Status Absent(std::string_view key) {
-  return absl::NotFoundError(fmt::format("GGUF key {} is missing", key));
-}
-
-absl::StatusOr<std::string> GgufFile::GetString(std::string_view key) const {
-  const Value* value = state_->Find(key);
-  if (value == nullptr) return Absent(key);
-  if (const auto* s = std::get_if<std::string>(&value->v)) return *s;
-  return WrongType(key, "a string");
-}
-
-absl::StatusOr<uint64_t> GgufFile::GetUint(std::string_view key) const {
-  const Value* value = state_->Find(key);
-  if (value == nullptr) return Absent(key);
-  if (const auto* u = std::get_if<uint64_t>(&value->v)) return *u;
-  if (const auto* i = std::get_if<int64_t>(&value->v); i != nullptr && *i >= 0) {
-    return static_cast<uint64_t>(*i);
-  }
-  return WrongType(key, "an integer of at least 0");
-}
-
-absl::StatusOr<double> GgufFile::GetDouble(std::string_view key) const {
-  const Value* value = state_->Find(key);
-  if (value == nullptr) return Absent(key);
-  if (const auto* d = std::get_if<double>(&value->v)) {
-    if (!std::isfinite(*d)) return WrongType(key, "a finite number");
-    return *d;
-  }
-  if (const auto* u = std::get_if<uint64_t>(&value->v)) return static_cast<double>(*u);
-  if (const auto* i = std::get_if<int64_t>(&value->v)) return static_cast<double>(*i);
-  return WrongType(key, "a number");
-}
-
-absl::StatusOr<bool> GgufFile::GetBool(std::string_view key) const {
-  const Value* value = state_->Find(key);
-  if (value == nullptr) return Absent(key);
-  if (const auto* b = std::get_if<bool>(&value->v)) return *b;
-  return WrongType(key, "a bool");
-}
-
-absl::StatusOr<std::string> GgufFile::GetStringOr(std::string_view key,
-                                                  std::string_view otherwise) const {
-  return OrElse(GetString(key), std::string(otherwise));
-}
-absl::StatusOr<uint64_t> GgufFile::GetUintOr(std::string_view key, uint64_t otherwise) const {
-  return OrElse(GetUint(key), otherwise);
-}
-absl::StatusOr<double> GgufFile::GetDoubleOr(std::string_view key, double otherwise) const {
-  return OrElse(GetDouble(key), otherwise);
-}
-absl::StatusOr<bool> GgufFile::GetBoolOr(std::string_view key, bool otherwise) const {
-  return OrElse(GetBool(key), otherwise);
+absl::StatusOr<std::unique_ptr<ModelFile>> OpenGguf(const std::string& path) {
+  ASSIGN_OR_RETURN(MappedFile mapping, MappedFile::Map(path));
+  const std::string_view bytes = mapping.bytes();
+  auto file = Parse({.name = "", .bytes = bytes, .mapping = std::move(mapping)});
+  if (file.ok()) return file;
+  return absl::Status(file.status().code(),
+                      fmt::format("{}: {}", path, std::string(file.status().message())));
 }
 
 }  // namespace antiphon::model

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::model {
 namespace {
@@ -29,7 +29,9 @@ constexpr TypeRow kTypes[] = {
     {22, "IQ2_S", {}},        {23, "IQ4_XS", {}},       {24, "I8", {}},
     {25, "I16", {}},          {26, "I32", {}},          {27, "I64", {}},
     {28, "F64", {}},          {29, "IQ1_M", {}},        {34, "TQ1_0", {}},
-    {35, "TQ2_0", {}},        {39, "MXFP4", {}},
+    {35, "TQ2_0", {}},        {39, "MXFP4", {}},        {1 << 16, "BOOL", {}},
+    {65537, "U8", {}},        {65538, "U16", {}},       {65539, "U32", {}},
+    {65540, "U64", {}},       {65541, "F8_E4M3", {}},   {65542, "F8_E5M2", {}},
 };
 
 bool StartsWith(std::string_view s, std::string_view prefix) {

@@ -7,7 +7,7 @@
 
 #include "common/status_macros.h"
 #include "model/card.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::model {
 namespace {
@@ -42,15 +42,12 @@ bool IsServedType(TensorType type) {
   }
 }
 
-std::string DimsText(const std::vector<uint64_t>& dims) {
-  return fmt::format("[{}]", fmt::join(dims, ", "));
-}
-
 class ShapeReader {
  public:
-  explicit ShapeReader(const GgufFile& file) : file_(file) {}
+  explicit ShapeReader(const ModelFile& file) : file_(file) {}
 
   absl::StatusOr<LlamaShape> Read() {
+    RETURN_IF_ERROR(file_.contents().model_obstacle);
     RETURN_IF_ERROR(ReadArchitecture());
     RETURN_IF_ERROR(ReadSizes());
     RETURN_IF_ERROR(ReadRope());
@@ -64,6 +61,8 @@ class ShapeReader {
 
  private:
   std::string Key(const char* name) const { return shape_.architecture + "." + name; }
+  // As messages call it.
+  std::string Text(const char* name) const { return file_.wording().Key(Key(name)); }
 
   absl::Status Size(const char* name, uint64_t max, uint32_t& out) {
     ASSIGN_OR_RETURN(const uint64_t value, Needed(file_.GetUint(Key(name))));
@@ -75,8 +74,7 @@ class ShapeReader {
   }
   absl::Status Bounded(const char* name, uint64_t value, uint64_t max, uint32_t& out) {
     if (value == 0 || value > max) {
-      return Unservable(
-          fmt::format("GGUF key {} is {}, 1 to {} are served", Key(name), value, max));
+      return Unservable(fmt::format("{} is {}, 1 to {} are served", Text(name), value, max));
     }
     out = static_cast<uint32_t>(value);
     return absl::OkStatus();
@@ -85,10 +83,9 @@ class ShapeReader {
   absl::Status ReadArchitecture() {
     ASSIGN_OR_RETURN(shape_.architecture, Needed(file_.GetString("general.architecture")));
     if (shape_.architecture != "llama" && shape_.architecture != "qwen2") {
-      return Unservable(
-          fmt::format("GGUF key general.architecture is \"{}\": llama and qwen2 are "
-                      "served",
-                      shape_.architecture));
+      return Unservable(fmt::format("{} is \"{}\": llama and qwen2 are served",
+                                    file_.wording().Key("general.architecture"),
+                                    shape_.architecture));
     }
     ASSIGN_OR_RETURN(const uint64_t parts, Needed(file_.GetUintOr("split.count", 1)));
     if (parts > 1) {
@@ -108,61 +105,61 @@ class ShapeReader {
     RETURN_IF_ERROR(SizeOr("attention.head_count_kv", shape_.heads, 4096, shape_.kv_heads));
     RETURN_IF_ERROR(Size("context_length", 1u << 30, shape_.context));
     if (shape_.heads % shape_.kv_heads != 0) {
-      return Unservable(fmt::format("GGUF key {} ({}) is no multiple of {} ({})",
-                                    Key("attention.head_count"), shape_.heads,
-                                    Key("attention.head_count_kv"), shape_.kv_heads));
+      return Unservable(fmt::format("{} ({}) is no multiple of {} ({})",
+                                    Text("attention.head_count"), shape_.heads,
+                                    Text("attention.head_count_kv"), shape_.kv_heads));
     }
     const bool given = file_.metadata().contains(Key("attention.key_length"));
     if (!given && shape_.hidden % shape_.heads != 0) {
-      return Unservable(fmt::format("GGUF key {} is missing and {} is no multiple of {}",
-                                    Key("attention.key_length"), Key("embedding_length"),
-                                    Key("attention.head_count")));
+      return Unservable(fmt::format("{} is missing and {} is no multiple of {}",
+                                    Text("attention.key_length"), Text("embedding_length"),
+                                    Text("attention.head_count")));
     }
     RETURN_IF_ERROR(SizeOr("attention.key_length", std::max(1u, shape_.hidden / shape_.heads), 4096,
                            shape_.head_dim));
     uint32_t value_dim = 0;
     RETURN_IF_ERROR(SizeOr("attention.value_length", shape_.head_dim, 4096, value_dim));
     if (value_dim != shape_.head_dim) {
-      return Unservable(fmt::format("GGUF key {} ({}) differs from the key length ({})",
-                                    Key("attention.value_length"), value_dim, shape_.head_dim));
+      return Unservable(fmt::format("{} ({}) differs from the key length ({})",
+                                    Text("attention.value_length"), value_dim, shape_.head_dim));
     }
     ASSIGN_OR_RETURN(const double eps,
                      Needed(file_.GetDouble(Key("attention.layer_norm_rms_epsilon"))));
     if (!(eps > 0 && eps < 1)) {
-      return Unservable(
-          fmt::format("GGUF key {} is {}", Key("attention.layer_norm_rms_epsilon"), eps));
+      return Unservable(fmt::format("{} is {}", Text("attention.layer_norm_rms_epsilon"), eps));
     }
     shape_.rms_eps = static_cast<float>(eps);
     return absl::OkStatus();
   }
 
   absl::Status ReadRope() {
-    shape_.rope_interleaved = shape_.architecture == "llama";
+    shape_.rope_interleaved =
+        shape_.architecture == "llama" && file_.contents().llama_rows_interleaved;
     ASSIGN_OR_RETURN(const double base, Needed(file_.GetDoubleOr(Key("rope.freq_base"), 10'000)));
     if (!(base >= 1 && base <= 1e12)) {
-      return Unservable(fmt::format("GGUF key {} is {}", Key("rope.freq_base"), base));
+      return Unservable(fmt::format("{} is {}", Text("rope.freq_base"), base));
     }
     shape_.rope_base = static_cast<float>(base);
     RETURN_IF_ERROR(SizeOr("rope.dimension_count", shape_.head_dim, 4096, shape_.rope_dims));
     if (shape_.rope_dims % 2 != 0 || shape_.rope_dims > shape_.head_dim) {
-      return Unservable(
-          fmt::format("GGUF key {} is {}: an even number up to the head's {} is served",
-                      Key("rope.dimension_count"), shape_.rope_dims, shape_.head_dim));
+      return Unservable(fmt::format("{} is {}: an even number up to the head's {} is served",
+                                    Text("rope.dimension_count"), shape_.rope_dims,
+                                    shape_.head_dim));
     }
     const auto type = Needed(file_.GetStringOr(Key("rope.scaling.type"), "none"));
     RETURN_IF_ERROR(type.status());
     if (*type != "none" && *type != "linear") {
       return Unservable(
-          fmt::format("GGUF key {} is \"{}\": none, linear and Llama 3's "
+          fmt::format("{} is \"{}\": none, linear and Llama 3's "
                       "rope_freqs.weight are served",
-                      Key("rope.scaling.type"), *type));
+                      Text("rope.scaling.type"), *type));
     }
     // Files from before 2024 write the factor alone, under another name.
     ASSIGN_OR_RETURN(const double old, Needed(file_.GetDoubleOr(Key("rope.scale_linear"), 1)));
     ASSIGN_OR_RETURN(double factor, Needed(file_.GetDoubleOr(Key("rope.scaling.factor"), old)));
     if (*type == "none" && !file_.metadata().contains(Key("rope.scale_linear"))) factor = 1;
     if (!(factor >= 1 && factor <= 1e6)) {
-      return Unservable(fmt::format("GGUF key {} is {}", Key("rope.scaling.factor"), factor));
+      return Unservable(fmt::format("{} is {}", Text("rope.scaling.factor"), factor));
     }
     shape_.rope_scale = static_cast<float>(factor);
     return absl::OkStatus();
@@ -172,19 +169,19 @@ class ShapeReader {
   absl::Status RefuseVariants() {
     ASSIGN_OR_RETURN(const uint64_t experts, Needed(file_.GetUintOr(Key("expert_count"), 0)));
     if (experts > 0) {
-      return Unservable(fmt::format("GGUF key {} is {}: mixtures of experts are not served",
-                                    Key("expert_count"), experts));
+      return Unservable(fmt::format("{} is {}: mixtures of experts are not served",
+                                    Text("expert_count"), experts));
     }
     ASSIGN_OR_RETURN(const uint64_t window,
                      Needed(file_.GetUintOr(Key("attention.sliding_window"), 0)));
     if (window > 0 && window < shape_.context) {
-      return Unservable(fmt::format("GGUF key {} is {}: sliding windows are not served",
-                                    Key("attention.sliding_window"), window));
+      return Unservable(fmt::format("{} is {}: sliding windows are not served",
+                                    Text("attention.sliding_window"), window));
     }
     for (const char* name : {"attention.clamp_kqv", "attention.scale", "logit_scale",
                              "residual_scale", "embedding_scale"}) {
       ASSIGN_OR_RETURN(const double value, Needed(file_.GetDoubleOr(Key(name), 0)));
-      if (value != 0) return Unservable(fmt::format("GGUF key {} is {}", Key(name), value));
+      if (value != 0) return Unservable(fmt::format("{} is {}", Text(name), value));
     }
     return absl::OkStatus();
   }
@@ -192,16 +189,18 @@ class ShapeReader {
   absl::Status Tensor(const std::string& name, std::vector<uint64_t> dims) {
     known_.insert(name);
     const model::Tensor* tensor = file_.FindTensor(name);
-    if (tensor == nullptr) return Unservable(fmt::format("tensor {} is missing", name));
+    const std::string text = file_.wording().Tensor(name);
+    if (tensor == nullptr) return Unservable(fmt::format("{} is missing", text));
     std::vector<uint64_t> have = tensor->dims;
     while (have.size() > dims.size() && have.back() == 1) have.pop_back();
     if (have != dims) {
-      return Unservable(fmt::format("tensor {} has dimensions {}, the keys of the file ask for {}",
-                                    name, DimsText(tensor->dims), DimsText(dims)));
+      return Unservable(fmt::format("{} has dimensions {}, the keys of the file ask for {}", text,
+                                    file_.wording().Dims(tensor->dims),
+                                    file_.wording().Dims(dims)));
     }
     if (!IsServedType(tensor->type)) {
-      return Unservable(fmt::format("tensor {} has type {}, which is not served", name,
-                                    TensorTypeName(tensor->type)));
+      return Unservable(
+          fmt::format("{} has type {}, which is not served", text, TensorTypeName(tensor->type)));
     }
     return absl::OkStatus();
   }
@@ -232,7 +231,9 @@ class ShapeReader {
 
   absl::Status CheckTensors() {
     const model::Tensor* embedding = file_.FindTensor("token_embd.weight");
-    if (embedding == nullptr) return Unservable("tensor token_embd.weight is missing");
+    if (embedding == nullptr) {
+      return Unservable(file_.wording().Tensor("token_embd.weight") + " is missing");
+    }
     const uint64_t rows = embedding->dims.size() > 1 ? embedding->dims[1] : 1;
     ASSIGN_OR_RETURN(const uint64_t vocab, Needed(file_.GetUintOr(Key("vocab_size"), rows)));
     if (vocab == 0 || vocab > (1u << 24)) {
@@ -256,9 +257,9 @@ class ShapeReader {
     for (const model::Tensor& tensor : file_.tensors()) {
       if (!known_.contains(tensor.name)) {
         return Unservable(
-            fmt::format("tensor {} is none that the architecture {} has here: ignoring "
-                        "it would change the answers",
-                        tensor.name, shape_.architecture));
+            fmt::format("{} is none that the architecture {} has here: ignoring it would change "
+                        "the answers",
+                        file_.wording().Tensor(tensor.name), shape_.architecture));
       }
     }
     return absl::OkStatus();
@@ -269,21 +270,20 @@ class ShapeReader {
     if (it == file_.metadata().end()) return absl::OkStatus();  // the tokenizer says so better
     const Array* tokens = std::get_if<Array>(&it->second.v);
     if (tokens != nullptr && tokens->size() > shape_.vocab) {
-      return Unservable(
-          fmt::format("GGUF key tokenizer.ggml.tokens has {} tokens and tensor "
-                      "token_embd.weight {} rows",
-                      tokens->size(), shape_.vocab));
+      return Unservable(fmt::format("{} has {} tokens and {} {} rows",
+                                    file_.wording().Key("tokenizer.ggml.tokens"), tokens->size(),
+                                    file_.wording().Tensor("token_embd.weight"), shape_.vocab));
     }
     return absl::OkStatus();
   }
 
-  const GgufFile& file_;
+  const ModelFile& file_;
   LlamaShape shape_;
   std::set<std::string> known_;
 };
 
 }  // namespace
 
-absl::StatusOr<LlamaShape> LlamaShapeOf(const GgufFile& file) { return ShapeReader(file).Read(); }
+absl::StatusOr<LlamaShape> LlamaShapeOf(const ModelFile& file) { return ShapeReader(file).Read(); }
 
 }  // namespace antiphon::model

@@ -18,11 +18,11 @@ class TokenizerSpec;
 
 namespace antiphon::model {
 
-class GgufFile;
+class ModelFile;
 
 // The spec of a file's tokenizer. INVALID_ARGUMENT names the key that is missing, malformed or not
 // supported (an unknown pre-tokenizer is refused: it would mis-tokenise silently).
-absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const GgufFile& file);
+absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const ModelFile& file);
 
 // Immutable, thread-safe.
 class Tokenizer {

@@ -8,7 +8,7 @@
 
 #include "antiphon/v1/model.pb.h"
 #include "common/status_macros.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "model/pre_tokenizer.h"
 #include "model/tokenizer.h"
 
@@ -16,6 +16,8 @@ namespace antiphon::model {
 namespace {
 
 constexpr int64_t kControl = 3;
+// More ids that end an answer. No key of GGUF: what readers of other formats know of eos lists.
+constexpr const char* kEndIds = "antiphon.end_token_ids";
 
 // Control tokens that end an answer in the families we know, whatever the file says of eos.
 constexpr std::array<std::string_view, 9> kEndTexts = {
@@ -25,43 +27,43 @@ constexpr std::array<std::string_view, 9> kEndTexts = {
 absl::Status Bad(std::string message) { return absl::InvalidArgumentError(std::move(message)); }
 
 // nullptr when the key is absent.
-absl::StatusOr<const Array*> FindArray(const GgufFile& file, const std::string& key) {
+absl::StatusOr<const Array*> FindArray(const ModelFile& file, const std::string& key) {
   const auto it = file.metadata().find(key);
   if (it == file.metadata().end()) return nullptr;
   const Array* array = std::get_if<Array>(&it->second.v);
-  if (array == nullptr) return Bad(fmt::format("GGUF key {} is not an array", key));
+  if (array == nullptr) return Bad(file.wording().Key(key) + " is not an array");
   return array;
 }
 
-absl::Status CopyStrings(const GgufFile& file, const std::string& key,
+absl::Status CopyStrings(const ModelFile& file, const std::string& key,
                          google::protobuf::RepeatedPtrField<std::string>& out) {
   ASSIGN_OR_RETURN(const Array* array, FindArray(file, key));
   if (array == nullptr || array->empty()) {
-    return Bad(fmt::format("GGUF key {} is missing or empty", key));
+    return Bad(file.wording().Key(key) + " is missing or empty");
   }
   out.Reserve(static_cast<int>(array->size()));
   for (const Value& value : *array) {
     const std::string* s = std::get_if<std::string>(&value.v);
-    if (s == nullptr) return Bad(fmt::format("GGUF key {} is not an array of strings", key));
+    if (s == nullptr) return Bad(file.wording().Key(key) + " is not an array of strings");
     *out.Add() = *s;
   }
   return absl::OkStatus();
 }
 
-absl::Status CopyTypes(const GgufFile& file, internal::v1::TokenizerSpec& spec) {
+absl::Status CopyTypes(const ModelFile& file, internal::v1::TokenizerSpec& spec) {
   const std::string key = "tokenizer.ggml.token_type";
   ASSIGN_OR_RETURN(const Array* array, FindArray(file, key));
   if (array == nullptr) return absl::OkStatus();
   if (array->size() != static_cast<size_t>(spec.tokens_size())) {
-    return Bad(fmt::format("GGUF key {} has {} entries for {} tokens", key, array->size(),
-                           spec.tokens_size()));
+    return Bad(fmt::format("{} has {} entries for {} tokens", file.wording().Key(key),
+                           array->size(), spec.tokens_size()));
   }
   for (const Value& value : *array) {
     int64_t type = -1;
     if (const auto* i = std::get_if<int64_t>(&value.v)) type = *i;
     if (const auto* u = std::get_if<uint64_t>(&value.v)) type = static_cast<int64_t>(*u);
     if (type < 0 || type > 6) {
-      return Bad(fmt::format("GGUF key {} has an entry that is not 0 to 6", key));
+      return Bad(file.wording().Key(key) + " has an entry that is not 0 to 6");
     }
     spec.add_token_types(static_cast<int32_t>(type));
   }
@@ -69,20 +71,20 @@ absl::Status CopyTypes(const GgufFile& file, internal::v1::TokenizerSpec& spec) 
 }
 
 // -1 when the key is absent.
-absl::StatusOr<int32_t> TokenId(const GgufFile& file, const std::string& name, int tokens) {
+absl::StatusOr<int32_t> TokenId(const ModelFile& file, const std::string& name, int tokens) {
   const std::string key = "tokenizer.ggml." + name;
   const auto id = file.GetUint(key);
   if (absl::IsNotFound(id.status())) return -1;
   RETURN_IF_ERROR(id.status());
   if (*id == std::numeric_limits<uint32_t>::max()) return -1;  // how converters write "none"
   if (*id >= static_cast<uint64_t>(tokens)) {
-    return Bad(
-        fmt::format("GGUF key {} is {}, outside the vocabulary of {} tokens", key, *id, tokens));
+    return Bad(fmt::format("{} is {}, outside the vocabulary of {} tokens", file.wording().Key(key),
+                           *id, tokens));
   }
   return static_cast<int32_t>(*id);
 }
 
-absl::Status FillIds(const GgufFile& file, internal::v1::TokenizerSpec& spec) {
+absl::Status FillIds(const ModelFile& file, internal::v1::TokenizerSpec& spec) {
   const int tokens = spec.tokens_size();
   ASSIGN_OR_RETURN(const int32_t bos, TokenId(file, "bos_token_id", tokens));
   ASSIGN_OR_RETURN(const int32_t eos, TokenId(file, "eos_token_id", tokens));
@@ -98,6 +100,15 @@ absl::Status FillIds(const GgufFile& file, internal::v1::TokenizerSpec& spec) {
   std::set<int32_t> ends;
   for (const int32_t id : {eos, eot, eom}) {
     if (id >= 0) ends.insert(id);
+  }
+  ASSIGN_OR_RETURN(const Array* more, FindArray(file, kEndIds));
+  for (size_t i = 0; more != nullptr && i < more->size(); ++i) {
+    const uint64_t* id = std::get_if<uint64_t>(&(*more)[i].v);
+    if (id == nullptr || *id >= static_cast<uint64_t>(tokens)) {
+      return Bad(fmt::format("{} names no token of the vocabulary of {}",
+                             file.wording().Key(kEndIds), tokens));
+    }
+    ends.insert(static_cast<int32_t>(*id));
   }
   int32_t end_mark = -1;
   bool harmony = false;  // gpt-oss: <|end|> ends a message, <|return|> the answer
@@ -116,7 +127,8 @@ absl::Status FillIds(const GgufFile& file, internal::v1::TokenizerSpec& spec) {
 
 }  // namespace
 
-absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const GgufFile& file) {
+absl::StatusOr<internal::v1::TokenizerSpec> TokenizerSpecOf(const ModelFile& file) {
+  RETURN_IF_ERROR(file.contents().tokenizer_obstacle);
   internal::v1::TokenizerSpec spec;
   const auto model = file.GetString("tokenizer.ggml.model");
   if (!model.ok()) return Bad(std::string(model.status().message()));

@@ -24,7 +24,7 @@ namespace antiphon::worker {
 // goes wrong with blobs costs time and memory only.
 class HostBlobs final : public engine::ImageSource {
  public:
-  // `model`: GgufFile::identity(). A store that is not there yet gets three seconds from now.
+  // `model`: ModelFile::identity(). A store that is not there yet gets three seconds from now.
   HostBlobs(std::string socket_path, Identity self, std::string model);
   ~HostBlobs() override;
 

@@ -87,8 +87,9 @@ bool IsDigest(std::string_view text) {
 }
 
 // With the digests that another worker of this host found, if one did.
-absl::StatusOr<internal::v1::ModelCard> CardOf(const model::GgufFile& file, const std::string& name,
-                                               model::CardParts& parts, HostBlobs* blobs) {
+absl::StatusOr<internal::v1::ModelCard> CardOf(const model::ModelFile& file,
+                                               const std::string& name, model::CardParts& parts,
+                                               HostBlobs* blobs) {
   if (blobs == nullptr) return model::CardOf(file, name, parts);
   model::KnownDigests known;
   const auto valid = [&](const std::string& text) {
@@ -147,7 +148,7 @@ std::string StoreSocket(const config::v1::Config& config) {
   return RuntimeDir(config) + "/kvstore.sock";
 }
 
-absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config) {
+absl::StatusOr<std::unique_ptr<model::ModelFile>> OpenModel(const config::v1::Config& config) {
   if (config.models_size() == 0 || config.models(0).path().empty()) {
     return absl::InvalidArgumentError(
         "models is empty; name the file to serve: models: [{path: /path/to/model.gguf}]");
@@ -157,7 +158,7 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
         absl::StrCat("models has ", config.models_size(), " entries; a cluster serves one model"));
   }
   const std::string& path = config.models(0).path();
-  auto file = model::GgufFile::Open(path);
+  auto file = model::OpenModelFile(path);
   if (!file.ok()) {
     // Whatever is wrong, it is the file, not the syntax of the configuration.
     const bool data = absl::IsInvalidArgument(file.status());
@@ -182,9 +183,10 @@ absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Con
   return file;
 }
 
-absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
-                                      bool prefill_role, const Clock& clock,
-                                      const engine::TensorGroup& group, HostBlobs* blobs,
+absl::StatusOr<LoadedModel> LoadModel(const model::ModelFile& file,
+                                      const config::v1::Config& config, bool prefill_role,
+                                      const Clock& clock, const engine::TensorGroup& group,
+                                      HostBlobs* blobs,
                                       std::function<void(std::string)> on_progress) {
   LoadedModel loaded;
   const std::string& path = config.models(0).path();

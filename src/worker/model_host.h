@@ -12,7 +12,7 @@
 #include "common/clock.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/model_runner.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "worker/cost_model.h"
 #include "worker/host_blobs.h"
 
@@ -41,15 +41,16 @@ std::string StoreSocket(const config::v1::Config& config);
 // shared out over worker.tensor_parallel ranks, and is not larger than the memory.
 // INVALID_ARGUMENT: no model is configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of the file;
 // RESOURCE_EXHAUSTED: too little memory, with both sizes.
-absl::StatusOr<std::unique_ptr<model::GgufFile>> OpenModel(const config::v1::Config& config);
+absl::StatusOr<std::unique_ptr<model::ModelFile>> OpenModel(const config::v1::Config& config);
 
 // Slow: repacks the weights and hashes the file at the same time, then measures speed. `file` must
 // outlive the result. In the prefill role the engine's threads stand back (worker.prefill_nice).
 // `on_progress` gets "loading weights 43%" and the like, from any thread. `group`: of the worker's
 // ranks, which load meanwhile. `blobs`: what other workers of this host did already; may be null.
-absl::StatusOr<LoadedModel> LoadModel(const model::GgufFile& file, const config::v1::Config& config,
-                                      bool prefill_role, const Clock& clock,
-                                      const engine::TensorGroup& group, HostBlobs* blobs,
+absl::StatusOr<LoadedModel> LoadModel(const model::ModelFile& file,
+                                      const config::v1::Config& config, bool prefill_role,
+                                      const Clock& clock, const engine::TensorGroup& group,
+                                      HostBlobs* blobs,
                                       std::function<void(std::string)> on_progress);
 
 }  // namespace antiphon::worker

@@ -26,7 +26,7 @@
 #include "common/status_macros.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/shm_comm.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "worker/host_blobs.h"
 #include "worker/model_host.h"
 
@@ -119,7 +119,7 @@ absl::Status Serve(int rank) {
   });
   const auto serve = [&]() -> absl::Status {
     if (config.models_size() != 1) return absl::InternalError("the leader names no model");
-    ASSIGN_OR_RETURN(const auto file, model::GgufFile::Open(config.models(0).path()));
+    ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(config.models(0).path()));
     ASSIGN_OR_RETURN(const auto comm, engine::ShmComm::Join(orders.group_fd, rank, kJoin));
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), orders.prefill_role);
     options.group.comm = comm.get();

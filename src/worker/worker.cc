@@ -264,10 +264,10 @@ class Worker final : public Service {
   const config::v1::Config config_;
   const Identity self_;
   const bool prefill_role_;
-  std::unique_ptr<model::GgufFile> file_;  // the runner reads it
-  std::unique_ptr<HostBlobs> host_blobs_;  // of the file
-  std::unique_ptr<RankProcesses> ranks_;   // null: this process is the worker
-  std::unique_ptr<engine::ShmComm> comm_;  // of the runner
+  std::unique_ptr<model::ModelFile> file_;  // the runner reads it
+  std::unique_ptr<HostBlobs> host_blobs_;   // of the file
+  std::unique_ptr<RankProcesses> ranks_;    // null: this process is the worker
+  std::unique_ptr<engine::ShmComm> comm_;   // of the runner
   std::unique_ptr<StepLoop> loop_;
   std::unique_ptr<prefill::PrefillService> prefills_;
   std::unique_ptr<decode::DecodeService> gateways_;

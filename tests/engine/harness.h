@@ -13,7 +13,7 @@
 #include "common/kv_layout.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/model_runner.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::engine {
 
@@ -71,12 +71,12 @@ inline std::vector<float> AllLogits(ModelRunner& runner, absl::Span<const uint32
 }
 
 // The model that ctest names; nullptr when there is none, and then the test is to be skipped.
-inline const model::GgufFile* ShippedModel() {
-  static const std::unique_ptr<model::GgufFile>* const file = [] {
-    auto* holder = new std::unique_ptr<model::GgufFile>;
+inline const model::ModelFile* ShippedModel() {
+  static const std::unique_ptr<model::ModelFile>* const file = [] {
+    auto* holder = new std::unique_ptr<model::ModelFile>;
     const char* path = std::getenv("ANTIPHON_MODEL");
     if (path == nullptr || *path == '\0') return holder;
-    absl::StatusOr<std::unique_ptr<model::GgufFile>> opened = model::GgufFile::Open(path);
+    absl::StatusOr<std::unique_ptr<model::ModelFile>> opened = model::OpenModelFile(path);
     EXPECT_TRUE(opened.ok()) << opened.status().ToString();
     if (opened.ok()) *holder = *std::move(opened);
     return holder;
@@ -84,7 +84,7 @@ inline const model::GgufFile* ShippedModel() {
   return file->get();
 }
 
-inline std::unique_ptr<ModelRunner> MakeRunner(const model::GgufFile* file,
+inline std::unique_ptr<ModelRunner> MakeRunner(const model::ModelFile* file,
                                                const CpuRunnerOptions& options) {
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner = MakeCpuRunner(file, options);
   EXPECT_TRUE(runner.ok()) << runner.status().ToString();

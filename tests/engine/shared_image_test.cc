@@ -121,7 +121,7 @@ class LoadTest : public testing::Test {
     return *std::move(weights);
   }
   const std::string bytes_ = TinyModelFile({.type = TensorType::kQ4_0});
-  const std::unique_ptr<model::GgufFile> file_ = model::GgufFile::Parse(bytes_).value();
+  const std::unique_ptr<model::ModelFile> file_ = model::ParseGguf(bytes_).value();
   FakeSource source_;
   int steps_ = 0;  // of the packing
 };

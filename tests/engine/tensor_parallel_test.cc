@@ -57,13 +57,13 @@ TinyOptions Even() { return {.heads = 8, .kv_heads = 4}; }
 
 struct TinyFile {
   explicit TinyFile(const TinyOptions& options) : bytes(TinyModelFile(options)) {
-    auto parsed = model::GgufFile::Parse(bytes);
+    auto parsed = model::ParseGguf(bytes);
     EXPECT_TRUE(parsed.ok()) << parsed.status().ToString();
     file = *std::move(parsed);
   }
-  const model::GgufFile* get() const { return file.get(); }
+  const model::ModelFile* get() const { return file.get(); }
   std::string bytes;
-  std::unique_ptr<model::GgufFile> file;
+  std::unique_ptr<model::ModelFile> file;
 };
 
 // Blocks that other processes can map. Every byte starts as NaN.
@@ -93,7 +93,7 @@ enum class Ends { kWell, kBadly };  // how the other ranks are to end
 // Rank 0's runner here and the other ranks elsewhere. They end with it.
 class TestGroup {
  public:
-  TestGroup(const model::GgufFile* file, int size, CpuRunnerOptions options = {},
+  TestGroup(const model::ModelFile* file, int size, CpuRunnerOptions options = {},
             Ranks how = Ranks::kProcesses, Ends ends = Ends::kWell)
       : ends_(ends), group_(*ShmComm::MakeGroup({.size = size, .piece_bytes = 64 << 10})) {
     options.step_tokens_max = 64;

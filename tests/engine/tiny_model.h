@@ -160,7 +160,7 @@ inline std::string TinyModelFile(const TinyOptions& o, uint64_t seed = 1) {
 
 class ReferenceModel {
  public:
-  explicit ReferenceModel(const model::GgufFile& file)
+  explicit ReferenceModel(const model::ModelFile& file)
       : file_(file), shape_(*model::LlamaShapeOf(file)) {}
 
   // [token][vocab], all positions from 0.
@@ -269,7 +269,7 @@ class ReferenceModel {
     for (size_t i = 0; i < x.size(); ++i) x[i] += by[i];
   }
 
-  const model::GgufFile& file_;
+  const model::ModelFile& file_;
   const model::LlamaShape shape_;
 };
 

@@ -35,7 +35,7 @@ std::vector<uint32_t> Tokens(size_t n) {
 
 struct TinyRun {
   explicit TinyRun(const TinyOptions& options) : bytes(TinyModelFile(options)) {
-    auto parsed = model::GgufFile::Parse(bytes);
+    auto parsed = model::ParseGguf(bytes);
     EXPECT_TRUE(parsed.ok()) << parsed.status().ToString();
     file = *std::move(parsed);
   }
@@ -49,7 +49,7 @@ struct TinyRun {
     return AllLogits(*runner, tokens, chunks, cache);
   }
   std::string bytes;
-  std::unique_ptr<model::GgufFile> file;
+  std::unique_ptr<model::ModelFile> file;
 };
 
 // Root mean square of the difference over that of the reference.
@@ -160,13 +160,13 @@ TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
 TEST(TinyModelTest, ATensorOfAWrongSizeIsNamed) {
   model::GgufBuilder builder = model::TinyLlama({.hidden = 64});
   const std::string bytes = builder.Build();
-  const auto file = model::GgufFile::Parse(bytes);
+  const auto file = model::ParseGguf(bytes);
   ASSERT_TRUE(file.ok());
   std::string broken = bytes;
   const size_t at = broken.find("blk.1.ffn_up.weight");
   ASSERT_NE(at, std::string::npos);
   broken.replace(at, 19, "blk.1.ffn_xx.weight");
-  const auto renamed = model::GgufFile::Parse(broken);
+  const auto renamed = model::ParseGguf(broken);
   ASSERT_TRUE(renamed.ok());
   const auto runner = MakeCpuRunner(renamed->get(), {});
   ASSERT_FALSE(runner.ok());

@@ -17,14 +17,14 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 
 absl::Status ShapeStatus(const std::string& bytes) {
-  const auto file = GgufFile::Parse(bytes);
+  const auto file = ParseGguf(bytes);
   if (!file.ok()) return file.status();
   return LlamaShapeOf(**file).status();
 }
 
 TEST(CardTest, ReadsTheShapeOfBothFamilies) {
   const std::string llama = TinyLlama().Build();
-  const auto file = GgufFile::Parse(llama);
+  const auto file = ParseGguf(llama);
   ASSERT_TRUE(file.ok()) << file.status();
   const auto shape = LlamaShapeOf(**file);
   ASSERT_TRUE(shape.ok()) << shape.status();
@@ -44,7 +44,7 @@ TEST(CardTest, ReadsTheShapeOfBothFamilies) {
           .String("qwen2.rope.scaling.type", "linear")
           .F32("qwen2.rope.scaling.factor", 4)
           .Build();
-  const auto second = GgufFile::Parse(qwen);
+  const auto second = ParseGguf(qwen);
   ASSERT_TRUE(second.ok()) << second.status();
   const auto other = LlamaShapeOf(**second);
   ASSERT_TRUE(other.ok()) << other.status();
@@ -61,7 +61,7 @@ TEST(CardTest, FillsTheCard) {
                                 .F32("general.sampling.temp", 0.5f)
                                 .I32("general.sampling.top_k", 40)
                                 .Build();
-  const auto file = GgufFile::Parse(bytes);
+  const auto file = ParseGguf(bytes);
   ASSERT_TRUE(file.ok()) << file.status();
   CardParts parts;
   const auto card = CardOf(**file, "served", parts);
@@ -82,7 +82,7 @@ TEST(CardTest, FillsTheCard) {
 
   // Another weight, another digest; the same tokenizer.
   const std::string changed = bytes.substr(0, bytes.size() - 1) + "\x01";
-  const auto second = GgufFile::Parse(changed);
+  const auto second = ParseGguf(changed);
   ASSERT_TRUE(second.ok()) << second.status();
   const auto other = CardOf(**second, "served", parts);
   ASSERT_TRUE(other.ok()) << other.status();
@@ -93,7 +93,7 @@ TEST(CardTest, FillsTheCard) {
 TEST(CardTest, DigestIsTheSha256OfTheFile) {
   const char* model = std::getenv("ANTIPHON_MODEL");
   if (model == nullptr) GTEST_SKIP() << "$ANTIPHON_MODEL is not set";
-  const auto file = GgufFile::Open(model);
+  const auto file = OpenModelFile(model);
   ASSERT_TRUE(file.ok()) << file.status();
   CardParts parts;
   const auto card = CardOf(**file, "small", parts);
@@ -158,7 +158,7 @@ TEST(CardTest, NamesTheTensorThatCannotBeServed) {
 }
 
 TEST(CardTest, InspectionEndsWithTheVerdict) {
-  const auto verdict = [](const std::string& bytes) { return Inspect(**GgufFile::Parse(bytes)); };
+  const auto verdict = [](const std::string& bytes) { return Inspect(**ParseGguf(bytes)); };
   EXPECT_THAT(verdict(TinyLlama().Build()), EndsWith("servable: yes\n"));
   EXPECT_THAT(verdict(TinyLlama({.pre = "tekken"}).Build()),
               HasSubstr("servable: no, GGUF key tokenizer.ggml.pre is \"tekken\""));

@@ -17,7 +17,7 @@ class DetokenizerTest : public ::testing::Test {
     GgufBuilder builder;
     AddTinyTokenizer(builder, "gpt-2");
     const std::string bytes = builder.Build();
-    tokenizer_ = *Tokenizer::Create(*TokenizerSpecOf(**GgufFile::Parse(bytes)));
+    tokenizer_ = *Tokenizer::Create(*TokenizerSpecOf(**ParseGguf(bytes)));
   }
   std::unique_ptr<Tokenizer> tokenizer_;  // of the bytes 0 to 255 and a few more
 };

@@ -10,7 +10,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace antiphon::model;
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
-  const auto file = GgufFile::Parse(bytes);
+  const auto file = ParseGguf(bytes);
   if (!file.ok()) return 0;
   uint64_t sum = 0;
   for (const Tensor& tensor : (*file)->tensors()) {

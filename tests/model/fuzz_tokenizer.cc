@@ -21,7 +21,7 @@ std::unique_ptr<Tokenizer> Make(const std::string& pre) {
   GgufBuilder builder;
   AddTinyTokenizer(builder, pre);
   const std::string bytes = builder.Build();
-  return *Tokenizer::Create(*TokenizerSpecOf(**GgufFile::Parse(bytes)));
+  return *Tokenizer::Create(*TokenizerSpecOf(**ParseGguf(bytes)));
 }
 
 void Require(bool condition) {

@@ -148,7 +148,7 @@ class GgufMalformedTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(GgufMalformedTest, IsRefusedInWordsThatNameIt) {
   const Case& c = GetParam();
-  const auto file = GgufFile::Parse(c.bytes);
+  const auto file = ParseGguf(c.bytes);
   ASSERT_FALSE(file.ok());
   EXPECT_EQ(file.status().code(), c.code) << file.status();
   EXPECT_THAT(std::string(file.status().message()), HasSubstr(c.says));

@@ -1,4 +1,4 @@
-// tokenize MODEL.gguf [plain] < TEXTS > IDS
+// tokenize MODEL [plain] < TEXTS > IDS
 // Every text on standard input is a 32-bit little-endian length and that many bytes; the answer
 // to each is a line of ids. `plain` turns parse_special off. With `speed` instead, standard input
 // is one text and the answer is megabytes a second.
@@ -11,18 +11,17 @@
 #include <string>
 
 #include "antiphon/v1/model.pb.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "model/tokenizer.h"
 
 int main(int argc, char** argv) {
-  using antiphon::model::GgufFile;
   using antiphon::model::Tokenizer;
   if (argc < 2) {
-    std::fprintf(stderr, "usage: tokenize MODEL.gguf [plain|speed]\n");
+    std::fprintf(stderr, "usage: tokenize MODEL [plain|speed]\n");
     return 64;
   }
   const std::string mode = argc > 2 ? argv[2] : "";
-  const auto file = GgufFile::Open(argv[1]);
+  const auto file = antiphon::model::OpenModelFile(argv[1]);
   if (!file.ok()) {
     std::cerr << file.status() << "\n";
     return 1;

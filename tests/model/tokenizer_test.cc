@@ -24,7 +24,7 @@ internal::v1::TokenizerSpec TinySpec(const std::string& pre) {
   GgufBuilder builder;
   AddTinyTokenizer(builder, pre);
   const std::string bytes = builder.Build();
-  const auto file = GgufFile::Parse(bytes);
+  const auto file = ParseGguf(bytes);
   EXPECT_TRUE(file.ok()) << file.status();
   const auto spec = TokenizerSpecOf(**file);
   EXPECT_TRUE(spec.ok()) << spec.status();
@@ -218,7 +218,7 @@ TEST(TokenizerSpecTest, IsRefusedInWordsThatNameTheFault) {
 }
 
 absl::Status SpecStatus(const std::string& bytes) {
-  const auto file = GgufFile::Parse(bytes);
+  const auto file = ParseGguf(bytes);
   if (!file.ok()) return file.status();
   return TokenizerSpecOf(**file).status();
 }
@@ -261,7 +261,7 @@ TEST(TokenizerSpecTest, AddsBosForLlama3FilesThatDoNotSay) {
                                   .Strings("tokenizer.ggml.merges", {"a b"})
                                   .U32("tokenizer.ggml.bos_token_id", 0)
                                   .Build();
-    return TokenizerSpecOf(**GgufFile::Parse(bytes));
+    return TokenizerSpecOf(**ParseGguf(bytes));
   };
   const std::string pre = "tokenizer.ggml.pre";
   EXPECT_TRUE(spec_of(GgufBuilder().String(pre, "llama-bpe"))->add_bos());

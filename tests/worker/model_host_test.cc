@@ -45,7 +45,7 @@ class ModelHostTest : public testing::Test {
     return engine::FindCudaDevice("", 0, &description).ok();
   }
   config::v1::Config config_;
-  std::unique_ptr<model::GgufFile> file_;
+  std::unique_ptr<model::ModelFile> file_;
 };
 
 TEST_F(ModelHostTest, TheCpuServesWhereThereIsNoGpu) {

@@ -6,7 +6,7 @@
 #include "common/philox.h"
 #include "engine/cpu/cpu_runner.h"
 #include "engine/wire_sampling.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 #include "tests/kvstore/store_process.h"
 #include "tests/worker/test_worker.h"
 
@@ -20,7 +20,7 @@ class RealModelTest : public testing::Test {
   static void SetUpTestSuite() {
     const char* path = std::getenv("ANTIPHON_MODEL");
     CHECK(path != nullptr);
-    auto file = model::GgufFile::Open(path);
+    auto file = model::OpenModelFile(path);
     CHECK(file.ok());
     file_ = file->release();
   }
@@ -103,10 +103,10 @@ class RealModelTest : public testing::Test {
     EXPECT_TRUE(prefill.AwaitIdle() && decode.AwaitIdle());
   }
 
-  static model::GgufFile* file_;
+  static model::ModelFile* file_;
 };
 
-model::GgufFile* RealModelTest::file_ = nullptr;
+model::ModelFile* RealModelTest::file_ = nullptr;
 
 TEST_F(RealModelTest, TokensAreTheSameInOneHostTwoHostsAnyChunksAndWithAPrefixHit) {
   std::vector<wire::Start> requests;

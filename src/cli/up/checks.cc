@@ -9,7 +9,7 @@
 #include "common/net.h"
 #include "common/status_macros.h"
 #include "model/card.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::cli {
 namespace {
@@ -35,13 +35,13 @@ absl::Status CheckModel(const std::string& path, bool is_default, uint64_t& weig
     return absl::InvalidArgumentError(
         fmt::format("{} is a folder; name the .gguf file in it", path));
   }
-  ASSIGN_OR_RETURN(const auto file, model::GgufFile::Open(path));
+  ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(path));
   const auto shape = model::LlamaShapeOf(*file);
   if (!shape.ok()) {
     return absl::Status(shape.status().code(), fmt::format("{} cannot be served: {}", path,
                                                            std::string(shape.status().message())));
   }
-  weights_bytes = file->bytes().size();
+  weights_bytes = file->size_bytes();
   return absl::OkStatus();
 }
 

@@ -205,7 +205,7 @@ bool NeedsFloatCache(const cpu::Weights& weights, Activations activations) {
   return true;
 }
 
-absl::StatusOr<Loaded> Load(const model::GgufFile* file, const CpuRunnerOptions& options) {
+absl::StatusOr<Loaded> Load(const model::ModelFile* file, const CpuRunnerOptions& options) {
   if (options.step_tokens_max == 0) {
     return absl::InvalidArgumentError("step_tokens_max must be at least 1");
   }
@@ -280,7 +280,7 @@ class RankTeam {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::ModelFile* file,
                                                            const CpuRunnerOptions& options) {
   CHECK(options.group.comm == nullptr || options.group.comm->rank() == 0);
   absl::StatusOr<Loaded> loaded = Load(file, options);
@@ -294,11 +294,11 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile
   return runner;
 }
 
-absl::Status CheckCpuRanks(const model::GgufFile& file, uint32_t ranks) {
+absl::Status CheckCpuRanks(const model::ModelFile& file, uint32_t ranks) {
   return cpu::CheckShards(file, ranks);
 }
 
-absl::Status ServeCpuRank(const model::GgufFile* file, const CpuRunnerOptions& options) {
+absl::Status ServeCpuRank(const model::ModelFile* file, const CpuRunnerOptions& options) {
   CHECK(options.group.comm != nullptr && options.group.comm->rank() > 0);
   absl::StatusOr<Loaded> loaded = Load(file, options);
   if (!loaded.ok()) {

@@ -12,7 +12,7 @@
 #include "engine/tensor_group.h"
 
 namespace antiphon::model {
-class GgufFile;
+class ModelFile;
 }
 
 namespace antiphon::engine {
@@ -35,17 +35,17 @@ struct CpuRunnerOptions {
 // share it out evenly, or the instruction set is not granted by this machine; RESOURCE_EXHAUSTED
 // when memory for it cannot be had, with both sizes. `file` must outlive the runner. In a group
 // this is rank 0, and it waits until all ranks have loaded: UNAVAILABLE when one of them cannot.
-absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::GgufFile* file,
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCpuRunner(const model::ModelFile* file,
                                                            const CpuRunnerOptions& options);
 
 // FAILED_PRECONDITION when the model cannot be shared out over `ranks`, naming field or tensor.
 // Quick.
-absl::Status CheckCpuRanks(const model::GgufFile& file, uint32_t ranks);
+absl::Status CheckCpuRanks(const model::ModelFile& file, uint32_t ranks);
 
 // Any other rank of a group, with rank 0's options but for `group`: loads its shard of the model
 // and runs rank 0's steps on it until that runner ends. Blocks. Errors are those of MakeCpuRunner
 // and of Comm, and break the group.
-absl::Status ServeCpuRank(const model::GgufFile* file, const CpuRunnerOptions& options);
+absl::Status ServeCpuRank(const model::ModelFile* file, const CpuRunnerOptions& options);
 
 }  // namespace antiphon::engine
 

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::engine::cpu {
 

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "engine/cpu/kernels.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::engine::cpu {
 

@@ -19,8 +19,8 @@
 namespace antiphon::engine::cpu {
 namespace {
 
-using model::GgufFile;
 using model::LlamaShape;
+using model::ModelFile;
 using model::Tensor;
 
 constexpr size_t kImageAlign = 4096;
@@ -34,35 +34,33 @@ size_t RowBytes(const Tensor& tensor, size_t columns) {
   return columns / traits.block_elements * traits.block_bytes;
 }
 
-absl::StatusOr<const Tensor*> Find(const GgufFile& file, const std::string& name,
+absl::StatusOr<const Tensor*> Find(const ModelFile& file, const std::string& name,
                                    const std::vector<uint64_t>& dims) {
   const Tensor* tensor = file.FindTensor(name);
   if (tensor == nullptr) {
-    return absl::FailedPreconditionError(fmt::format("tensor {} is missing", name));
+    return absl::FailedPreconditionError(file.wording().Tensor(name) + " is missing");
   }
   std::vector<uint64_t> have = tensor->dims;
   while (have.size() > dims.size() && have.back() == 1) have.pop_back();
   if (have != dims) {
-    std::string wanted, found;
-    for (uint64_t d : dims) wanted += (wanted.empty() ? "" : "x") + std::to_string(d);
-    for (uint64_t d : tensor->dims) found += (found.empty() ? "" : "x") + std::to_string(d);
     return absl::FailedPreconditionError(
-        fmt::format("tensor {} is {}, expected {}", name, found, wanted));
+        fmt::format("{} is {}, expected {}", file.wording().Tensor(name),
+                    file.wording().Dims(tensor->dims), file.wording().Dims(dims)));
   }
   if (!CanDequantize(tensor->type)) {
     return absl::FailedPreconditionError(
-        fmt::format("tensor {} has type {}, which the CPU engine cannot read", name,
+        fmt::format("{} has type {}, which the CPU engine cannot read", file.wording().Tensor(name),
                     model::TensorTypeName(tensor->type)));
   }
   if (dims[0] % model::TraitsOf(tensor->type).block_elements != 0) {
-    return absl::FailedPreconditionError(
-        fmt::format("tensor {}: rows of {} are not whole blocks of {}", name, dims[0],
-                    model::TensorTypeName(tensor->type)));
+    return absl::FailedPreconditionError(fmt::format("{}: rows of {} are not whole blocks of {}",
+                                                     file.wording().Tensor(name), dims[0],
+                                                     model::TensorTypeName(tensor->type)));
   }
   return tensor;
 }
 
-absl::StatusOr<std::vector<float>> LoadVector(const GgufFile& file, const std::string& name,
+absl::StatusOr<std::vector<float>> LoadVector(const ModelFile& file, const std::string& name,
                                               uint32_t size) {
   ASSIGN_OR_RETURN(const Tensor* tensor, Find(file, name, {size}));
   std::vector<float> values(RoundUp(size, kGroupRows), 0.0f);
@@ -73,7 +71,7 @@ absl::StatusOr<std::vector<float>> LoadVector(const GgufFile& file, const std::s
 enum class Cut { kRows, kColumns };  // what a shard has a part of
 
 // `rows` and `columns` are the whole tensor's.
-absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name, uint32_t rows,
+absl::StatusOr<Matrix> FindMatrix(const ModelFile& file, const std::string& name, uint32_t rows,
                                   uint32_t columns, Activations activations, Shard shard, Cut cut) {
   ASSIGN_OR_RETURN(const Tensor* tensor, Find(file, name, {columns, rows}));
   Matrix matrix;
@@ -84,9 +82,10 @@ absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name,
   matrix.columns = cut == Cut::kColumns ? shard.End(columns) - matrix.first_column : columns;
   const uint32_t block = model::TraitsOf(tensor->type).block_elements;
   if (matrix.first_column % block != 0 || matrix.columns % block != 0) {
-    return absl::FailedPreconditionError(fmt::format(
-        "tensor {}: tensor_parallel {} would cut blocks of {} columns of {} ({} columns)", name,
-        shard.size, block, model::TensorTypeName(tensor->type), columns));
+    return absl::FailedPreconditionError(
+        fmt::format("{}: tensor_parallel {} would cut blocks of {} columns of {} ({} columns)",
+                    file.wording().Tensor(name), shard.size, block,
+                    model::TensorTypeName(tensor->type), columns));
   }
   matrix.packed = PackedTypeOf(tensor->type);
   if (activations == Activations::kFloat && matrix.packed.has_value() &&
@@ -97,7 +96,7 @@ absl::StatusOr<Matrix> FindMatrix(const GgufFile& file, const std::string& name,
 }
 
 // `shape` is the whole model's.
-absl::StatusOr<LayerWeights> FindLayer(const GgufFile& file, const LlamaShape& shape,
+absl::StatusOr<LayerWeights> FindLayer(const ModelFile& file, const LlamaShape& shape,
                                        uint32_t layer, Activations activations, Shard shard) {
   const std::string prefix = fmt::format("blk.{}.", layer);
   const uint32_t q_rows = shape.heads * shape.head_dim;
@@ -134,7 +133,7 @@ absl::StatusOr<LayerWeights> FindLayer(const GgufFile& file, const LlamaShape& s
   return w;
 }
 
-absl::Status FindRopeFrequencies(const GgufFile& file, Weights& weights) {
+absl::Status FindRopeFrequencies(const ModelFile& file, Weights& weights) {
   const LlamaShape& shape = weights.shape;
   const uint32_t pairs = shape.rope_dims / 2;
   std::vector<float> divisors(pairs, 1.0f);
@@ -337,7 +336,7 @@ void Matrix::DequantizeGroup(int group, float* scratch, float* out) const {
   }
 }
 
-absl::Status CheckShards(const GgufFile& file, uint32_t shards) {
+absl::Status CheckShards(const ModelFile& file, uint32_t shards) {
   ASSIGN_OR_RETURN(const LlamaShape shape, model::LlamaShapeOf(file));
   const Shard shard{.rank = 0, .size = shards};
   LlamaShape share = shape;
@@ -354,7 +353,7 @@ absl::Status CheckShards(const GgufFile& file, uint32_t shards) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file, Activations activations,
+absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const ModelFile& file, Activations activations,
                                                      Shard shard) {
   auto weights = std::make_unique<Weights>();
   ASSIGN_OR_RETURN(const LlamaShape shape, model::LlamaShapeOf(file));
@@ -381,7 +380,7 @@ absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const GgufFile& file, Activ
   return weights;
 }
 
-absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const GgufFile& file, Activations activations,
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const ModelFile& file, Activations activations,
                                                      int threads,
                                                      const std::function<void(double)>& progress,
                                                      Shard shard, ImageSource* images) {

@@ -15,7 +15,7 @@
 #include "engine/cpu/kernels.h"
 #include "engine/image_source.h"
 #include "model/card.h"
-#include "model/gguf.h"
+#include "model/model_file.h"
 
 namespace antiphon::engine::cpu {
 
@@ -92,16 +92,16 @@ struct Weights {
 
 // FAILED_PRECONDITION naming the field that `shards` ranks do not divide, or the tensor whose
 // blocks they would cut. Quick.
-absl::Status CheckShards(const model::GgufFile& file, uint32_t shards);
+absl::Status CheckShards(const model::ModelFile& file, uint32_t shards);
 
 // Everything but the packed image: matrices have no `image` yet. FAILED_PRECONDITION naming the
 // tensor that is missing, of a wrong size or of an unknown type, or the field that the shards do
 // not divide.
-absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const model::GgufFile& file,
+absl::StatusOr<std::unique_ptr<Weights>> FindWeights(const model::ModelFile& file,
                                                      Activations activations, Shard shard = {});
 // FindWeights, and the packed image: the one that `images` has finished, or one packed here on
 // `threads` threads, for `images` if it wants it. RESOURCE_EXHAUSTED: it does not fit in memory.
-absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::GgufFile& file,
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const model::ModelFile& file,
                                                      Activations activations, int threads,
                                                      const std::function<void(double)>& progress,
                                                      Shard shard = {},

@@ -434,7 +434,7 @@ absl::Status FindCudaDevice(const std::string& module_path, int device, std::str
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::GgufFile* file,
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::ModelFile* file,
                                                             const CudaRunnerOptions& options) {
   ASSIGN_OR_RETURN(const Module* module, LoadModule(options.module_path));
   ASSIGN_OR_RETURN(const Device device, Describe(*module, options.device));

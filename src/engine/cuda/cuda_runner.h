@@ -11,7 +11,7 @@
 #include "engine/model_runner.h"
 
 namespace antiphon::model {
-class GgufFile;
+class ModelFile;
 }
 
 namespace antiphon::engine {
@@ -33,7 +33,7 @@ absl::Status FindCudaDevice(const std::string& module_path, int device, std::str
 
 // Also FAILED_PRECONDITION when the model cannot be served, RESOURCE_EXHAUSTED when the device's
 // memory does not hold it. `file` must outlive the call only.
-absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::GgufFile* file,
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::ModelFile* file,
                                                             const CudaRunnerOptions& options);
 
 }  // namespace antiphon::engine

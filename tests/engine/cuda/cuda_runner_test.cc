@@ -74,7 +74,7 @@ class OnDevice : public testing::Test {
   void SetUp() override {
     if (!HasDevice()) GTEST_SKIP();
   }
-  static std::unique_ptr<ModelRunner> Make(const model::GgufFile* file) {
+  static std::unique_ptr<ModelRunner> Make(const model::ModelFile* file) {
     CudaRunnerOptions options;
     options.module_path = Module();
     options.memory_fraction = 0.3;
@@ -95,7 +95,7 @@ TEST_F(OnDevice, ModelsOfEveryFormatAndFamilyMatchTheReference) {
                                 .tied = type != TensorType::kF16,
                                 .rope_freqs = std::string(family) == "llama"};
       const std::string bytes = TinyModelFile(tiny);
-      const auto file = model::GgufFile::Parse(bytes);
+      const auto file = model::ParseGguf(bytes);
       ASSERT_TRUE(file.ok());
       const auto runner = Make(file->get());
       ASSERT_NE(runner, nullptr);
@@ -112,7 +112,7 @@ TEST_F(OnDevice, ModelsOfEveryFormatAndFamilyMatchTheReference) {
 
 TEST_F(OnDevice, DrawsWhatTheCpusSamplerDrawsFromTheSameLogits) {
   const std::string bytes = TinyModelFile({.type = model::TensorType::kBF16});
-  const auto file = model::GgufFile::Parse(bytes);
+  const auto file = model::ParseGguf(bytes);
   ASSERT_TRUE(file.ok());
   const auto runner = Make(file->get());
   ASSERT_NE(runner, nullptr);
@@ -166,7 +166,7 @@ TEST_F(OnDevice, DrawsWhatTheCpusSamplerDrawsFromTheSameLogits) {
 
 TEST_F(OnDevice, RefusesWhatTheCpuEngineRefuses) {
   const std::string bytes = TinyModelFile({});
-  const auto file = model::GgufFile::Parse(bytes);
+  const auto file = model::ParseGguf(bytes);
   ASSERT_TRUE(file.ok());
   const auto runner = Make(file->get());
   ASSERT_NE(runner, nullptr);
