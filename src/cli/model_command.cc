@@ -22,14 +22,14 @@ namespace {
 constexpr size_t kTextBytesMax = 256 << 20;
 
 constexpr const char* kHelp =
-    "usage: antiphon model inspect FILE\n"
-    "       antiphon model render --model FILE|--template FILE --messages FILE\n"
-    "       antiphon model tokenize --model FILE\n\n"
-    "inspect prints what a GGUF file holds; its last line is \"servable: yes\" or names what\n"
-    "prevents it (exit 65). render prints the prompt that a chat template makes of a JSON file\n"
-    "{messages, tools, add_generation_prompt, ...} (\"-\" is standard input). tokenize turns "
-    "standard\n"
-    "input into token ids on one line.\n";
+    "usage: antiphon model inspect MODEL\n"
+    "       antiphon model render --model MODEL|--template FILE --messages FILE\n"
+    "       antiphon model tokenize --model MODEL\n\n"
+    "MODEL is a GGUF file, or a folder of Hugging Face with safetensors. inspect prints what it\n"
+    "holds; its last line is \"servable: yes\" or names what prevents it (exit 65). render prints\n"
+    "the prompt that a chat template makes of a JSON file {messages, tools, "
+    "add_generation_prompt,\n"
+    "...} (\"-\" is standard input). tokenize turns standard input into token ids on one line.\n";
 
 absl::StatusOr<std::string> ReadStream(std::istream& in, const std::string& name) {
   std::string text;
@@ -135,7 +135,7 @@ int RunModel(const CommandArguments& arguments) {
   if (verb == "inspect") {
     const std::string file =
         parsed->positional.size() > 1 ? parsed->positional[1] : parsed->Get("model");
-    if (file.empty()) return usage("inspect needs a file");
+    if (file.empty()) return usage("inspect needs a model");
     status = Inspect(file, servable);
   } else if (verb == "render") {
     if (parsed->Has("model") == parsed->Has("template")) {
@@ -144,7 +144,7 @@ int RunModel(const CommandArguments& arguments) {
     if (!parsed->Has("messages")) return usage("render needs --messages FILE");
     status = Render(*parsed);
   } else if (verb == "tokenize") {
-    if (!parsed->Has("model")) return usage("tokenize needs --model FILE");
+    if (!parsed->Has("model")) return usage("tokenize needs --model MODEL");
     status = Tokenize(parsed->Get("model"));
   } else {
     return usage("say inspect, render or tokenize");

@@ -47,7 +47,9 @@ bool StartsWithIgnoringCase(std::string_view s, std::string_view lower) {
   return true;
 }
 
-const char* Guess(std::string_view b) {
+}  // namespace
+
+const char* GuessForeignFile(std::string_view b) {
   std::string_view text = b.substr(0, 512);
   while (!text.empty() &&
          (text[0] == ' ' || text[0] == '\n' || text[0] == '\r' || text[0] == '\t')) {
@@ -71,13 +73,15 @@ const char* Guess(std::string_view b) {
   if (b.size() > 9 && b[8] == '{') {
     uint64_t header = 0;
     std::memcpy(&header, b.data(), 8);
-    if (header < (100u << 20)) return "a safetensors file: convert it to GGUF";
+    if (header < (100u << 20)) {
+      return "a safetensors file: name the folder that holds it, with its config.json";
+    }
   }
-  if (StartsWith(text, "{")) return "JSON";
+  if (StartsWith(text, "{")) {
+    return "JSON (of a model in safetensors? name the folder that holds it)";
+  }
   return nullptr;
 }
-
-}  // namespace
 
 std::string TensorTypeName(TensorType type) {
   for (const TypeRow& row : kTypes) {
@@ -99,7 +103,7 @@ std::string DescribeForeignFile(std::string_view bytes) {
   for (size_t i = 0; i < std::min<size_t>(bytes.size(), 8); ++i) {
     hex += fmt::format("{}{:02x}", i == 0 ? "" : " ", static_cast<unsigned char>(bytes[i]));
   }
-  const char* guess = Guess(bytes);
+  const char* guess = GuessForeignFile(bytes);
   if (guess == nullptr) return fmt::format("it starts with {} instead of \"GGUF\"", hex);
   return fmt::format("it starts with {}; that looks like {}", hex, guess);
 }

@@ -10,6 +10,8 @@ namespace antiphon::model {
 // "it starts with 50 4b 03 04; that looks like a zip archive (a PyTorch checkpoint?)". For files
 // whose first four bytes are not "GGUF".
 std::string DescribeForeignFile(std::string_view bytes);
+// What they look like alone, "a gzip archive: unpack it first"; nullptr: nothing known.
+const char* GuessForeignFile(std::string_view bytes);
 
 }  // namespace antiphon::model
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "common/status_macros.h"
 #include "model/sha256.h"
 
 namespace antiphon::model {
@@ -33,6 +34,7 @@ uint64_t Tensor::elements() const {
 }
 
 absl::StatusOr<std::unique_ptr<ModelFile>> ModelFile::Create(ModelContents contents) {
+  CHECK(contents.wording != nullptr);
   std::unique_ptr<ModelFile> file(new ModelFile(std::move(contents)));
   const std::vector<Tensor>& tensors = file->tensors();
   file->tensor_index_.reserve(tensors.size());

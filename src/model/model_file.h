@@ -158,9 +158,9 @@ class ModelFile {
   absl::flat_hash_map<std::string, size_t> tensor_index_;
 };
 
-// A model by its path: a GGUF file. NOT_FOUND when it is not there, INVALID_ARGUMENT when it is
-// none (with what it looks like instead, where that helps), DATA_LOSS when it is cut short or
-// inconsistent; all name the path.
+// A model by its path: a GGUF file, or a folder as Hugging Face has them (hf_folder.h). NOT_FOUND
+// when it is not there, INVALID_ARGUMENT when it is neither (with what it looks like instead, where
+// that helps), DATA_LOSS when it is cut short or inconsistent; all name the path.
 absl::StatusOr<std::unique_ptr<ModelFile>> OpenModelFile(const std::string& path);
 
 }  // namespace antiphon::model

@@ -151,7 +151,7 @@ std::string StoreSocket(const config::v1::Config& config) {
 absl::StatusOr<std::unique_ptr<model::ModelFile>> OpenModel(const config::v1::Config& config) {
   if (config.models_size() == 0 || config.models(0).path().empty()) {
     return absl::InvalidArgumentError(
-        "models is empty; name the file to serve: models: [{path: /path/to/model.gguf}]");
+        "models is empty; name the file or folder to serve: models: [{path: /path/to/model.gguf}]");
   }
   if (config.models_size() > 1) {
     return absl::InvalidArgumentError(
@@ -160,7 +160,7 @@ absl::StatusOr<std::unique_ptr<model::ModelFile>> OpenModel(const config::v1::Co
   const std::string& path = config.models(0).path();
   auto file = model::OpenModelFile(path);
   if (!file.ok()) {
-    // Whatever is wrong, it is the file, not the syntax of the configuration.
+    // Whatever is wrong, it is the model, not the syntax of the configuration.
     const bool data = absl::IsInvalidArgument(file.status());
     const absl::Status status = WithPath(file.status(), path);
     return data ? absl::DataLossError(status.message()) : status;

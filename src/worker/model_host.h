@@ -37,8 +37,8 @@ engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool pr
 // The Unix socket of this host's store.
 std::string StoreSocket(const config::v1::Config& config);
 
-// What can be known quickly: the file is there, is a GGUF, is of a kind that we serve, can be
-// shared out over worker.tensor_parallel ranks, and is not larger than the memory.
+// What can be known quickly: the model is there, is GGUF or safetensors, is of a kind that we
+// serve, can be shared out over worker.tensor_parallel ranks, and is not larger than the memory.
 // INVALID_ARGUMENT: no model is configured; NOT_FOUND, DATA_LOSS, FAILED_PRECONDITION: of the file;
 // RESOURCE_EXHAUSTED: too little memory, with both sizes.
 absl::StatusOr<std::unique_ptr<model::ModelFile>> OpenModel(const config::v1::Config& config);

@@ -128,9 +128,8 @@ TEST(ChecksTest, AMissingModelTellsHowToGetOne) {
   uint64_t bytes = 0;
   EXPECT_THAT(std::string(CheckModel("/nowhere.gguf", true, bytes).message()),
               HasSubstr("scripts/quickstart"));
-  EXPECT_EQ(CheckModel("/nowhere.gguf", false, bytes).message(),
-            "no such model file: /nowhere.gguf");
-  EXPECT_THAT(std::string(CheckModel("/tmp", false, bytes).message()), HasSubstr("is a folder"));
+  EXPECT_EQ(CheckModel("/nowhere.gguf", false, bytes).message(), "no such model: /nowhere.gguf");
+  EXPECT_THAT(std::string(CheckModel("/tmp", false, bytes).message()), HasSubstr("config.json"));
   EXPECT_THAT(std::string(CheckModel("/proc/self/exe", false, bytes).message()), HasSubstr("GGUF"));
 }
 

@@ -226,9 +226,9 @@ class UpTest(unittest.TestCase):
             self.assertIn("--listen 127.0.0.1:", out)
         steps = [
             (["up"], 78, "scripts/quickstart fetches it"),
-            (["up", "--model", f"{self.temp}/nowhere.gguf"], 78, "no such model file"),
+            (["up", "--model", f"{self.temp}/nowhere.gguf"], 78, "no such model: "),
             (["up", "--model", __file__], 78, "not a GGUF"),
-            (["up", "--model", self.temp], 78, "is a folder"),
+            (["up", "--model", self.temp], 78, "tiny.gguf: name that file"),
             (["up", "--model", self.model, "--kvstore.pool=9TiB"], 69, "too little memory"),
             (["up", "--model", self.model, "--listen", "nowhere.invalid:80", "--gateway.auth.mode=none"], 69, "no such host"),
             (["up", "--model", self.model, "--listen", "0.0.0.0:0"], 78, "gateway.auth.keys_file"),

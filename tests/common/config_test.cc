@@ -79,6 +79,18 @@ TEST(ConfigTest, AFileSetsWhatItNamesAndNothingElse) {
   EXPECT_EQ(config->origins().at("gateway.grpc.listen"), "default");
 }
 
+TEST(ConfigTest, AModelWithoutANameIsCalledLikeItsFileOrFolder) {
+  const auto name = [](const std::string& path) {
+    const auto config = ParseConfig("version: 1\nmodels: [{path: " + path + "}]\n", "a.yaml");
+    return config.ok() ? (*config)->models(0).name() : std::string(config.status().message());
+  };
+  EXPECT_EQ(name("/m/small model.gguf"), "small-model");
+  EXPECT_EQ(name("/m/Llama-3.2-1B"), "Llama-3.2-1B");
+  EXPECT_EQ(name("/m/SmolLM2-1.7B/"), "SmolLM2-1.7B");
+  EXPECT_EQ(name("/m/SmolLM2-1.7B/."), "SmolLM2-1.7B");
+  EXPECT_EQ(name("/"), "model");
+}
+
 TEST(ConfigTest, LaterSourcesWinInTheDocumentedOrder) {
   ConfigFolder folder;
   const std::string file =

@@ -27,13 +27,9 @@ absl::Status CheckModel(const std::string& path, bool is_default, uint64_t& weig
   if (!std::filesystem::exists(path, error)) {
     return absl::NotFoundError(
         is_default ? fmt::format("there is no model at {}; scripts/quickstart fetches it, or name "
-                                 "another: antiphon up --model FILE.gguf",
+                                 "another: antiphon up --model FILE.gguf|FOLDER",
                                  path)
-                   : fmt::format("no such model file: {}", path));
-  }
-  if (std::filesystem::is_directory(path, error)) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is a folder; name the .gguf file in it", path));
+                   : fmt::format("no such model: {}", path));
   }
   ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(path));
   const auto shape = model::LlamaShapeOf(*file);

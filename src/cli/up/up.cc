@@ -26,7 +26,7 @@ namespace antiphon::cli {
 namespace {
 
 constexpr const char* kHelp =
-    "usage: antiphon up [--model FILE] [--listen 127.0.0.1:8000] [--prefill N] [--decode M]\n"
+    "usage: antiphon up [--model PATH] [--listen 127.0.0.1:8000] [--prefill N] [--decode M]\n"
     "                   [--api-key-file FILE] [--name NAME] [--config FILE]\n"
     "                   [--section.key=value ...]\n\n"
     "Starts a gateway, a conductor, a KV store, N prefill and M decode workers on this machine "
@@ -34,7 +34,8 @@ constexpr const char* kHelp =
     "prints \"ready http://HOST:PORT\" when they serve. Dead children are restarted. Ctrl-C "
     "stops:\n"
     "running requests have 10 s, a second Ctrl-C ends them at once.\n\n"
-    "  --model FILE         a GGUF file; default: the model that scripts/quickstart fetches\n"
+    "  --model PATH         a GGUF file, or a folder of Hugging Face with safetensors; default:\n"
+    "                       the model that scripts/quickstart fetches\n"
     "  --listen HOST:PORT   of the HTTP API; port 0 is automatic\n"
     "  --api-key-file FILE  keys (name, tenant, sha256) that clients must have\n"
     "  --name NAME          of the cluster; default local\n"

@@ -79,9 +79,13 @@ absl::Status CheckName(std::string_view value, size_t bytes_max) {
                   EscapeForLog(value.substr(0, 40), false), bytes_max));
 }
 
-// A file's stem as a name: "my model.gguf" is "my-model".
-std::string NameOfFile(const std::string& path) {
-  std::string name = std::filesystem::path(path).stem().string().substr(0, 128);
+// A model's path as a name: "my model.gguf" is "my-model", and the folder "Llama-3.2-1B/" is
+// "Llama-3.2-1B".
+std::string NameOfModel(const std::string& path) {
+  std::filesystem::path file = std::filesystem::path(path).lexically_normal();
+  if (!file.has_filename()) file = file.parent_path();
+  std::string name = (file.extension() == ".gguf" ? file.stem() : file.filename()).string();
+  name.resize(std::min<size_t>(name.size(), 128));
   std::replace_if(
       name.begin(), name.end(), [](char c) { return !NameCharacter(c); }, '-');
   const size_t begin = name.find_first_not_of(".-");
@@ -251,7 +255,7 @@ void SetDefaults(config::v1::Config& config) {
 void SetDependentDefaults(config::v1::Config& config) {
   for (auto& model : *config.mutable_models()) {
     if (!model.has_name() && model.has_path()) {
-      model.set_name(NameOfFile(model.path()));
+      model.set_name(NameOfModel(model.path()));
     }
   }
   if (!config.cluster().has_runtime_dir()) {
@@ -272,7 +276,9 @@ std::vector<ConfigProblem> CheckTogether(const config::v1::Config& config) {
     const auto& model = config.models(i);
     const std::string path = fmt::format("models[{}]", i);
     if (!model.has_path()) {
-      problems.push_back({path, "has no path; write path: /path/to/model.gguf"});
+      problems.push_back({path,
+                          "has no path; write path: /path/to/model.gguf, or a folder "
+                          "with safetensors"});
       continue;
     }
     if (const absl::Status s = CheckText("models.name", model.name()); !s.ok()) {

@@ -1,4 +1,4 @@
-// The CPU engine: llama and qwen2 families from GGUF weights that stay quantised in memory.
+// The CPU engine: llama and qwen2 families, with weights that stay as quantised as they are.
 #ifndef ANTIPHON_ENGINE_CPU_CPU_RUNNER_H_
 #define ANTIPHON_ENGINE_CPU_CPU_RUNNER_H_
 

@@ -1,5 +1,5 @@
-// The CUDA engine behind the face that the CPU engine has: llama and qwen2 families from GGUF
-// weights, bf16 on the device. It is a module (libantiphon_cuda.so) that is loaded when asked for.
+// The CUDA engine behind the face that the CPU engine has: llama and qwen2 families, with weights
+// as bf16 on the device. It is a module (libantiphon_cuda.so) that is loaded when asked for.
 #ifndef ANTIPHON_ENGINE_CUDA_CUDA_RUNNER_H_
 #define ANTIPHON_ENGINE_CUDA_CUDA_RUNNER_H_
 

@@ -13,9 +13,11 @@
 #include <vector>
 
 #include "engine/cpu/cpu_runner.h"
+#include "model/hf_folder.h"
 #include "tests/engine/golden.h"
 #include "tests/engine/harness.h"
 #include "tests/engine/tiny_model.h"
+#include "tests/model/hf_builder.h"
 
 namespace antiphon::engine {
 namespace {
@@ -107,6 +109,26 @@ TEST_F(OnDevice, ModelsOfEveryFormatAndFamilyMatchTheReference) {
       const double bound = type == TensorType::kQ4_K ? 5e-2 : 2e-2;
       EXPECT_LE(Distance(logits, ReferenceModel(**file).Logits(tokens)), bound);
     }
+  }
+}
+
+TEST_F(OnDevice, AHuggingFaceFolderMatchesTheReference) {
+  for (const char* family : {"llama", "qwen2"}) {
+    SCOPED_TRACE(family);
+    const std::string bytes =
+        TinyModelFile({.architecture = family, .type = model::TensorType::kBF16});
+    const auto gguf = model::ParseGguf(bytes);
+    ASSERT_TRUE(gguf.ok());
+    const model::HfFiles files = model::HfFolderOf(**gguf);
+    const auto folder = model::ParseHfFolder(files);
+    ASSERT_TRUE(folder.ok()) << folder.status().ToString();
+    const auto runner = Make(folder->get());
+    ASSERT_NE(runner, nullptr);
+    std::vector<uint32_t> tokens;
+    for (uint32_t i = 0; i < 70; ++i) tokens.push_back(i * 31 % model::kTinyVocabulary);
+    TestCache cache(runner->layout(), tokens.size());
+    const std::vector<float> logits = AllLogits(*runner, tokens, {33, 20, 1}, cache);
+    EXPECT_LE(Distance(logits, ReferenceModel(**gguf).Logits(tokens)), 2e-2);
   }
 }
 
