@@ -51,7 +51,7 @@ def children_of(pid):
 
 
 class Cluster:
-    def __init__(self, prefill=1, decode=1, args=(), ready_timeout=90):
+    def __init__(self, prefill=1, decode=1, args=(), ready_timeout=90, model=None):
         self.temp = tempfile.TemporaryDirectory(prefix="antiphon-e2e-")
         env = dict(os.environ, XDG_RUNTIME_DIR=self.temp.name + "/run", XDG_STATE_HOME=self.temp.name + "/state")
         os.makedirs(env["XDG_RUNTIME_DIR"], mode=0o700)
@@ -59,7 +59,7 @@ class Cluster:
         self.log_path = self.temp.name + "/up.log"
         self.log = open(self.log_path, "w")
         self.process = subprocess.Popen(
-            [str(BIN / "antiphon"), "up", "--name", "e2e", "--listen", "127.0.0.1:0", "--model", model_path(),
+            [str(BIN / "antiphon"), "up", "--name", "e2e", "--listen", "127.0.0.1:0", "--model", model or model_path(),
              "--prefill", str(prefill), "--decode", str(decode), "--kvstore.pool=512MiB", *args],
             stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
         deadline = time.time() + ready_timeout
