@@ -11,7 +11,7 @@ namespace antiphon::worker {
 namespace {
 
 // How long the loop sleeps at most: deadlines and stalls are looked at so often.
-constexpr absl::Duration kTick = absl::Milliseconds(20);
+constexpr absl::Duration kTick = absl::Milliseconds(100);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr absl::Duration kReportSpacing = absl::Milliseconds(20);
 constexpr absl::Duration kStuckAfter = absl::Seconds(120);
@@ -90,7 +90,7 @@ void StepLoop::Begin(std::unique_ptr<engine::ModelRunner> runner, internal::v1::
 void StepLoop::Run() {
   while (!stop_) {
     const bool can_run = prefill_ != nullptr;
-    queue_.Run(idle_ ? kTick : absl::ZeroDuration());
+    if (queue_.Run(idle_ ? Patience() : absl::ZeroDuration())) report_owed_ = true;
     if (!can_run) continue;
     const absl::Time now = options_.clock->Now();
     if (now >= next_tick_) {
@@ -152,7 +152,7 @@ void StepLoop::StartStep() {
 // Waits for the next layer, and tells of it, or for something posted. Whenever the loop wakes, a
 // thread of the engine loses its core and the others wait for it.
 void StepLoop::WatchStep() {
-  const engine::StepProgress progress = runner_->Await(progress_, kTick);
+  const engine::StepProgress progress = runner_->Await(progress_, Patience());
   if (progress == progress_) return;
   if (progress.layers_done != progress_.layers_done) prefill_->OnProgress(progress.layers_done);
   progress_ = progress;
@@ -294,6 +294,8 @@ internal::v1::WorkerLoad StepLoop::LoadNow() const {
   return load;
 }
 
+absl::Duration StepLoop::Patience() const { return report_owed_ ? kReportSpacing : kTick; }
+
 // Metrics always; the conductors on change and every 500 ms.
 void StepLoop::Report() {
   const absl::Time now = options_.clock->Now();
@@ -320,7 +322,9 @@ void StepLoop::Report() {
     for (auto& done : std::exchange(when_idle_, {})) done();
   }
   const uint64_t said = (uint64_t{prefill.waiting} << 32) | (decode.running + decode.prefilling);
-  if (now < next_report_ && (said == reported_ || now < last_report_ + kReportSpacing)) return;
+  report_owed_ = said != reported_;
+  if (now < next_report_ && (!report_owed_ || now < last_report_ + kReportSpacing)) return;
+  report_owed_ = false;
   reported_ = said;
   last_report_ = now;
   next_report_ = now + kReportEvery;

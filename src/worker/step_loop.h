@@ -108,6 +108,8 @@ class StepLoop final : public prefill::StreamHandler,
   void OnStoreAttached(kvstore::StoreClient& client);
   void OnStoreLost(const absl::Status& why);
   void LookAtEngine();
+  // How long nothing may happen before the loop looks again.
+  absl::Duration Patience() const;
   void Report();
   internal::v1::WorkerLoad LoadNow() const;
 
@@ -141,7 +143,8 @@ class StepLoop final : public prefill::StreamHandler,
   absl::Time next_count_ = absl::InfinitePast();
   absl::Time next_report_ = absl::InfinitePast();
   absl::Time last_report_ = absl::InfinitePast();
-  uint64_t reported_ = 0;  // what the last report said, in short
+  uint64_t reported_ = 0;     // what the last report said, in short
+  bool report_owed_ = false;  // something may have changed since
   std::vector<absl::AnyInvocable<void()>> when_idle_;
 
   std::atomic<bool> stop_{false};

@@ -44,7 +44,7 @@ void StepQueue::TakeDue(absl::Time now, std::deque<Closure>& due) {
   }
 }
 
-void StepQueue::Run(absl::Duration wait) {
+bool StepQueue::Run(absl::Duration wait) {
   std::deque<Closure> due;
   {
     absl::MutexLock lock(&mu_);
@@ -60,6 +60,7 @@ void StepQueue::Run(absl::Duration wait) {
     closure();
     closure = nullptr;  // what it owns goes before the next one runs
   }
+  return !due.empty();
 }
 
 void StepQueue::Close() {

@@ -25,8 +25,9 @@ class StepQueue final : public Executor {
   TimerId PostAfter(absl::Duration delay, Closure closure) override;
   void CancelTimer(TimerId id) override;
 
-  // Runs what is due; when nothing is, waits for it, at most `wait`. The loop's thread only.
-  void Run(absl::Duration wait);
+  // Runs what is due; when nothing is, waits for it, at most `wait`. False: nothing was. The loop's
+  // thread only.
+  bool Run(absl::Duration wait);
   // Called, on any thread and with the queue locked, whenever something is posted: for a loop that
   // may be waiting elsewhere.
   void SetInterrupt(std::function<void()> interrupt);
