@@ -8,8 +8,10 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "engine/cpu/isa.h"
 #include "tests/engine/harness.h"
 
@@ -81,6 +83,27 @@ TEST(TinyModelTest, EveryWeightFormatGivesTheReferencesLogits) {
     const bool k_format = model::TraitsOf(type).block_elements == 256;
     ExpectCloseToReference({.type = type}, k_format ? 0.045 : 0.03);
   }
+}
+
+TEST(TinyModelTest, AnAwaitIsInterrupted) {
+  const TinyRun run({});
+  const std::unique_ptr<ModelRunner> runner = MakeRunner(run.file.get(), {});
+  ASSERT_NE(runner, nullptr);
+  constexpr absl::Duration kLong = absl::Seconds(60);
+  const absl::Time begin = absl::Now();
+  runner->Interrupt();  // ahead of it
+  EXPECT_FALSE(runner->Await({}, kLong).finished);
+  std::thread other([&] {
+    absl::SleepFor(absl::Milliseconds(20));
+    runner->Interrupt();
+  });
+  EXPECT_FALSE(runner->Await({}, kLong).finished);
+  other.join();
+  EXPECT_LT(absl::Now() - begin, kLong / 2);
+  // Each ends one: the next waits again.
+  const absl::Time again = absl::Now();
+  runner->Await({}, absl::Milliseconds(30));
+  EXPECT_GE(absl::Now() - again, absl::Milliseconds(30));
 }
 
 TEST(TinyModelTest, Qwen2AddsItsBiasesAndRotatesHalves) {

@@ -62,6 +62,42 @@ TEST(KvStoreDaemonTest, WorkersOfOneHostShareCommittedBlocksInPlace) {
   EXPECT_EQ(store.Metric("antiphon_kvstore_objects{tier=\"dram\"}"), 3);
 }
 
+// More than the store takes from a connection at once.
+TEST(KvStoreDaemonTest, CorkedCallsGoOutTogetherAndAreAnsweredInOrder) {
+  constexpr uint64_t kCalls = 600;
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  auto worker = Attached(store);
+  absl::Mutex mu;
+  std::vector<uint64_t> called, answered;
+  const auto all = [&] {
+    mu.AssertHeld();
+    return answered.size() == kCalls;
+  };
+  worker->client().Cork();
+  for (uint64_t i = 0; i < kCalls; ++i) {
+    wire::StoreRequest request;
+    request.mutable_pin_prefix()->add_keys(std::string(16, 'k'));
+    called.push_back(worker->client().Call(request, [&](const wire::StoreReply& reply) {
+      absl::MutexLock lock(&mu);
+      EXPECT_EQ(reply.status().code(), 0) << reply.status().message();
+      answered.push_back(reply.id());
+    }));
+  }
+  absl::SleepFor(absl::Milliseconds(50));
+  {
+    absl::MutexLock lock(&mu);
+    EXPECT_THAT(answered, IsEmpty());
+  }
+  worker->client().Uncork();
+  {
+    absl::MutexLock lock(&mu);
+    EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30)));
+    EXPECT_EQ(answered, called);
+  }
+  EXPECT_THAT(worker->Reserve(1), SizeIs(1));  // and goes on
+}
+
 TEST(KvStoreDaemonTest, FullPoolEvictsWhatNobodyPinsAndElseRefuses) {
   StoreProcess store;
   ASSERT_TRUE(store.ready());

@@ -232,8 +232,10 @@ class SocketStoreClient final : public StoreClient {
       {
         absl::MutexLock lock(&mu_);
         if (stopping_) return;
-        why = Flush();
-        if (!unsent_.empty()) events |= POLLOUT;
+        if (!corked_) {
+          why = Flush();
+          if (!unsent_.empty()) events |= POLLOUT;
+        }
       }
       if (why.empty()) why = ReadOnce(events);
     }
