@@ -13,19 +13,6 @@ namespace {
 // Rows of a product that stay in a core's second-level cache while the weights pass by. A multiple
 // of kRowTile.
 constexpr size_t kProductRows = 128;
-// Rows that go through a whole layer before the next ones do, for each two threads: what they leave
-// between its phases stays in the caches.
-constexpr size_t kBlockRows = 256;
-// So few rows every thread prepares for itself.
-constexpr size_t kOwnRows = 4;
-// Rows of a chunk that share an unpacked tile of the cache.
-constexpr uint32_t kAttentionRows = 32;
-// Where there are fewer tasks of attention than so many a thread, long contexts are cut into
-// pieces, of so many tiles or more.
-constexpr size_t kTasksOfAThread = 8;
-constexpr uint32_t kPieceTilesMin = 8;
-// Logits of this many rows are in memory at a time.
-constexpr size_t kOutputRows = 64;
 
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -111,100 +98,6 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   }
 }
 
-void Forward::Prepare(Step step) {
-  step_ = std::move(step);
-  result_.chunks.clear();
-  result_.chunks.resize(step_.chunks.size());
-  rows_.clear();
-  attention_tasks_.clear();
-  output_rows_.clear();
-  for (uint32_t c = 0; c < step_.chunks.size(); ++c) {
-    const SequenceChunk& chunk = step_.chunks[c];
-    const uint32_t first = static_cast<uint32_t>(rows_.size());
-    const uint32_t count = static_cast<uint32_t>(chunk.tokens.size());
-    for (uint32_t i = 0; i < count; ++i) {
-      rows_.push_back({chunk.tokens[i], chunk.start + i, c});
-      const bool last = i + 1 == count;
-      if (chunk.want_logits || (last && chunk.sample.has_value())) {
-        output_rows_.push_back({first + i, c, last});
-      }
-    }
-    for (uint32_t i = 0; i < count; i += kAttentionRows) {
-      attention_tasks_.push_back({c, first + i, std::min(kAttentionRows, count - i)});
-    }
-    result_.chunks[c].sequence = chunk.sequence;
-    if (chunk.want_logits && weights_->shard.rank == 0) {
-      result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
-    }
-  }
-  // A row alone in its chunk reads no other row's keys.
-  writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
-  PlanAttention();
-  PlanBlocks();
-}
-
-// Blocks end where tasks do. A block's rows see what those before it wrote. No bit of the result
-// depends on it.
-void Forward::PlanBlocks() {
-  const size_t rows = rows_.size(), tasks = attention_tasks_.size();
-  const size_t block_rows = kBlockRows * static_cast<size_t>(std::max(1, threads_ / 2));
-  // Dequantising is done once for all rows; a split context's tasks are not in the rows' order.
-  const size_t count = any_raw_ || !splits_.empty() ? 1 : std::max<size_t>(1, rows / block_rows);
-  blocks_.clear();
-  RowBlock block{};
-  for (size_t task = 0; count > 1 && task < tasks; ++task) {
-    block.rows += attention_tasks_[task].rows;
-    block.end_task = task + 1;
-    const size_t end = block.first_row + block.rows;
-    if (end == rows || end < rows * (blocks_.size() + 1) / count) continue;
-    blocks_.push_back(block);
-    block = {.first_row = end, .rows = 0, .first_task = task + 1, .end_task = task + 1};
-  }
-  block.rows = rows - block.first_row;
-  block.end_task = tasks;
-  blocks_.push_back(block);
-}
-
-// How a context is cut changes no bit of the result, so the number of threads may decide it.
-void Forward::PlanAttention() {
-  const model::LlamaShape& s = weights_->shape;
-  splits_.clear();
-  const size_t wanted = kTasksOfAThread * static_cast<size_t>(threads_);
-  const size_t tasks = attention_tasks_.size() * s.kv_heads;
-  if (threads_ == 1 || tasks >= wanted) return;
-  const size_t pieces_max = (wanted + tasks - 1) / tasks;
-  const size_t tile_floats = s.heads / s.kv_heads * AttentionPartialFloats(padded_dim_);
-  size_t floats = 0;
-  for (size_t i = 0, end = attention_tasks_.size(); i < end; ++i) {
-    const AttentionTask task = attention_tasks_[i];
-    if (task.rows != 1) continue;
-    const uint32_t tiles = rows_[task.first_row].position / kAttentionTile + 1;
-    const uint32_t pieces =
-        static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin));
-    if (pieces < 2) continue;
-    for (uint32_t piece = 0; piece < pieces; ++piece) {
-      AttentionTask part = task;
-      part.split = static_cast<int>(splits_.size());
-      part.first_tile = tiles * piece / pieces;
-      part.end_tile = tiles * (piece + 1) / pieces;
-      if (piece == 0) {
-        attention_tasks_[i] = part;
-      } else {
-        attention_tasks_.push_back(part);
-      }
-    }
-    for (uint32_t h = 0; h < s.kv_heads; ++h) {
-      pieces_left_[splits_.size() * s.kv_heads + h].store(static_cast<int>(pieces),
-                                                          std::memory_order_relaxed);
-    }
-    splits_.push_back({.partials = floats,
-                       .partials_of_head = tiles * tile_floats,
-                       .pieces = static_cast<int>(pieces)});
-    floats += s.kv_heads * tiles * tile_floats;
-  }
-  if (partials_.size() < floats) partials_.resize(floats);
-}
-
 void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
   Embed(team);
   if (failed_.load(std::memory_order_relaxed)) return;
@@ -249,17 +142,6 @@ Forward::Operand Forward::OperandOf(int thread, size_t rows) {
   if (rows > kOwnRows) return {input_.data(), quant_.data()->bytes};
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   return {scratch.input.data(), scratch.quant.data()->bytes};
-}
-
-template <typename Body>
-void Forward::ForRows(Team& team, size_t rows, Body body) {
-  if (rows <= kOwnRows) {
-    for (size_t row = 0; row < rows; ++row) body(row);
-    return;
-  }
-  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-    for (int row = begin; row < end; ++row) body(static_cast<size_t>(row));
-  });
 }
 
 void Forward::Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
@@ -533,96 +415,6 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& b
     Quantise(input, operand, row, rows, s.feed_forward);
   });
   return AddProduct(team, thread, operand, w.down, x, rows);
-}
-
-bool Forward::FineOutput() const {
-  return weights_->output.packed.has_value() && UsesQuantisedActivations(*weights_->output.packed);
-}
-
-void Forward::Output(Team& team, int thread) {
-  const model::LlamaShape& s = weights_->shape;
-  for (size_t first = 0; first < output_rows_.size(); first += kOutputRows) {
-    const size_t rows = std::min(kOutputRows, output_rows_.size() - first);
-    const size_t halves = FineOutput() ? 2 : 1;
-    const Operand operand = OperandOf(thread, rows);
-    ForRows(team, rows, [&](size_t i) {
-      const float* x = &x_[output_rows_[first + i].row * hidden_stride_];
-      float* input = operand.input + i * input_stride_;
-      kernels_->rms_norm(x, weights_->output_norm.data(), hidden_stride_, s.hidden, s.rms_eps,
-                         input);
-      if (!FineOutput()) return;
-      const size_t tile = 2 * i / kRowTile;
-      const size_t tile_rows = std::min<size_t>(kRowTile, 2 * rows - tile * kRowTile);
-      kernels_->quantize_row_fine(input, s.hidden, static_cast<int>(2 * i % kRowTile),
-                                  static_cast<int>(tile_rows),
-                                  operand.quant + tile * QuantTileBytes(kRowTile, s.hidden));
-    });
-    if (comm_ == nullptr) {
-      Multiply(team, thread, operand, halves * rows,
-               {{&weights_->output, logits_.data(), vocab_stride_, false}});
-    } else {
-      Multiply(team, thread, operand, halves * rows,
-               {{&weights_->output, shard_logits_.data(), shard_stride_, false}});
-      if (!GatherLogits(team, thread, rows)) return;
-      if (weights_->shard.rank != 0) continue;
-    }
-    team.ForEach(static_cast<int>(rows), 1,
-                 [&](int begin, int) { Sample(thread, first, static_cast<size_t>(begin)); });
-  }
-}
-
-bool Forward::GatherLogits(Team& team, int thread, size_t rows) {
-  const size_t halves = FineOutput() ? 2 : 1;
-  const size_t ranks = weights_->shard.size;
-  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      float* logits = &shard_logits_[halves * i * shard_stride_];
-      if (halves == 2) kernels_->add(logits, logits + shard_stride_, shard_stride_);
-      std::memcpy(&shown_logits_[i * shard_stride_], logits, shard_stride_ * sizeof(float));
-    }
-  });
-  const size_t floats = rows * shard_stride_;
-  if (thread == 0) {
-    absl::Status status = comm_->Gather(
-        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(shown_logits_.data()),
-                            floats * sizeof(float)),
-        absl::MakeSpan(reinterpret_cast<std::byte*>(gathered_logits_.data()),
-                       weights_->shard.rank == 0 ? ranks * floats * sizeof(float) : 0),
-        0, timeout_);
-    if (!status.ok()) Fail(std::move(status));
-  }
-  team.Barrier();
-  if (failed_.load(std::memory_order_relaxed)) return false;
-  if (weights_->shard.rank != 0) return true;
-  const uint32_t groups = static_cast<uint32_t>(vocab_stride_ / kGroupRows);
-  team.ForEach(static_cast<int>(rows), 1, [&](int begin, int) {
-    const size_t i = static_cast<size_t>(begin);
-    for (uint32_t r = 0; r < ranks; ++r) {
-      const Shard shard{.rank = r, .size = weights_->shard.size};
-      const size_t first = shard.Begin(groups) * kGroupRows, end = shard.End(groups) * kGroupRows;
-      std::memcpy(&logits_[i * vocab_stride_ + first],
-                  &gathered_logits_[r * floats + i * shard_stride_], (end - first) * sizeof(float));
-    }
-  });
-  return true;
-}
-
-void Forward::Sample(int thread, size_t first, size_t index) {
-  const OutputRow& row = output_rows_[first + index];
-  const SequenceChunk& chunk = step_.chunks[row.chunk];
-  ChunkResult& result = result_.chunks[row.chunk];
-  const uint32_t vocab = weights_->shape.vocab;
-  const bool halves = FineOutput() && comm_ == nullptr;  // GatherLogits has added them already
-  float* logits = &logits_[(halves ? 2 : 1) * index * vocab_stride_];
-  if (halves) kernels_->add(logits, logits + vocab_stride_, vocab_stride_);
-  if (chunk.want_logits) {
-    const size_t in_chunk = rows_[row.row].position - chunk.start;
-    std::memcpy(&result.logits[in_chunk * vocab], logits, vocab * sizeof(float));
-  }
-  if (row.last && chunk.sample.has_value()) {
-    result.sampled = scratch_[static_cast<size_t>(thread)].sampler.Sample(
-        absl::MakeSpan(logits, vocab), *chunk.sample);
-  }
 }
 
 }  // namespace antiphon::engine::cpu

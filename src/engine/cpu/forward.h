@@ -43,6 +43,16 @@ class Forward {
   StepResult TakeResult() { return std::move(result_); }
 
  private:
+  // So few rows every thread prepares for itself.
+  static constexpr size_t kOwnRows = 4;
+  // Rows of a chunk that share an unpacked tile of the cache.
+  static constexpr uint32_t kAttentionRows = 32;
+  // Where there are fewer tasks of attention than so many a thread, long contexts are cut into
+  // pieces.
+  static constexpr size_t kTasksOfAThread = 8;
+  // Logits of this many rows are in memory at a time.
+  static constexpr size_t kOutputRows = 64;
+
   struct Row {
     uint32_t token;
     uint32_t position;
@@ -111,7 +121,15 @@ class Forward {
   // body(row) for rows [0, rows): shared out, with a barrier behind it, or of few rows all on every
   // thread.
   template <typename Body>
-  void ForRows(Team& team, size_t rows, Body body);
+  void ForRows(Team& team, size_t rows, Body body) {
+    if (rows <= kOwnRows) {
+      for (size_t row = 0; row < rows; ++row) body(row);
+      return;
+    }
+    team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
+      for (int row = begin; row < end; ++row) body(static_cast<size_t>(row));
+    });
+  }
   // The operand = RmsNorm(x), and its quantised tiles.
   void Normalise(Team& team, const Operand& operand, const float* x,
                  const std::vector<float>& weight, size_t rows);

@@ -1,0 +1,112 @@
+// What a step consists of, before a thread runs any of it.
+#include <algorithm>
+#include <utility>
+
+#include "engine/cpu/forward.h"
+
+namespace antiphon::engine::cpu {
+namespace {
+
+// Rows that go through a whole layer before the next ones do, for each two threads: what they leave
+// between its phases stays in the caches.
+constexpr size_t kBlockRows = 256;
+// Tiles of a piece of a long context, at least.
+constexpr uint32_t kPieceTilesMin = 8;
+
+}  // namespace
+
+void Forward::Prepare(Step step) {
+  step_ = std::move(step);
+  result_.chunks.clear();
+  result_.chunks.resize(step_.chunks.size());
+  rows_.clear();
+  attention_tasks_.clear();
+  output_rows_.clear();
+  for (uint32_t c = 0; c < step_.chunks.size(); ++c) {
+    const SequenceChunk& chunk = step_.chunks[c];
+    const uint32_t first = static_cast<uint32_t>(rows_.size());
+    const uint32_t count = static_cast<uint32_t>(chunk.tokens.size());
+    for (uint32_t i = 0; i < count; ++i) {
+      rows_.push_back({chunk.tokens[i], chunk.start + i, c});
+      const bool last = i + 1 == count;
+      if (chunk.want_logits || (last && chunk.sample.has_value())) {
+        output_rows_.push_back({first + i, c, last});
+      }
+    }
+    for (uint32_t i = 0; i < count; i += kAttentionRows) {
+      attention_tasks_.push_back({c, first + i, std::min(kAttentionRows, count - i)});
+    }
+    result_.chunks[c].sequence = chunk.sequence;
+    if (chunk.want_logits && weights_->shard.rank == 0) {
+      result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
+    }
+  }
+  // A row alone in its chunk reads no other row's keys.
+  writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
+  PlanAttention();
+  PlanBlocks();
+}
+
+// Blocks end where tasks do. A block's rows see what those before it wrote. No bit of the result
+// depends on it.
+void Forward::PlanBlocks() {
+  const size_t rows = rows_.size(), tasks = attention_tasks_.size();
+  const size_t block_rows = kBlockRows * static_cast<size_t>(std::max(1, threads_ / 2));
+  // Dequantising is done once for all rows; a split context's tasks are not in the rows' order.
+  const size_t count = any_raw_ || !splits_.empty() ? 1 : std::max<size_t>(1, rows / block_rows);
+  blocks_.clear();
+  RowBlock block{};
+  for (size_t task = 0; count > 1 && task < tasks; ++task) {
+    block.rows += attention_tasks_[task].rows;
+    block.end_task = task + 1;
+    const size_t end = block.first_row + block.rows;
+    if (end == rows || end < rows * (blocks_.size() + 1) / count) continue;
+    blocks_.push_back(block);
+    block = {.first_row = end, .rows = 0, .first_task = task + 1, .end_task = task + 1};
+  }
+  block.rows = rows - block.first_row;
+  block.end_task = tasks;
+  blocks_.push_back(block);
+}
+
+// How a context is cut changes no bit of the result, so the number of threads may decide it.
+void Forward::PlanAttention() {
+  const model::LlamaShape& s = weights_->shape;
+  splits_.clear();
+  const size_t wanted = kTasksOfAThread * static_cast<size_t>(threads_);
+  const size_t tasks = attention_tasks_.size() * s.kv_heads;
+  if (threads_ == 1 || tasks >= wanted) return;
+  const size_t pieces_max = (wanted + tasks - 1) / tasks;
+  const size_t tile_floats = s.heads / s.kv_heads * AttentionPartialFloats(padded_dim_);
+  size_t floats = 0;
+  for (size_t i = 0, end = attention_tasks_.size(); i < end; ++i) {
+    const AttentionTask task = attention_tasks_[i];
+    if (task.rows != 1) continue;
+    const uint32_t tiles = rows_[task.first_row].position / kAttentionTile + 1;
+    const uint32_t pieces =
+        static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin));
+    if (pieces < 2) continue;
+    for (uint32_t piece = 0; piece < pieces; ++piece) {
+      AttentionTask part = task;
+      part.split = static_cast<int>(splits_.size());
+      part.first_tile = tiles * piece / pieces;
+      part.end_tile = tiles * (piece + 1) / pieces;
+      if (piece == 0) {
+        attention_tasks_[i] = part;
+      } else {
+        attention_tasks_.push_back(part);
+      }
+    }
+    for (uint32_t h = 0; h < s.kv_heads; ++h) {
+      pieces_left_[splits_.size() * s.kv_heads + h].store(static_cast<int>(pieces),
+                                                          std::memory_order_relaxed);
+    }
+    splits_.push_back({.partials = floats,
+                       .partials_of_head = tiles * tile_floats,
+                       .pieces = static_cast<int>(pieces)});
+    floats += s.kv_heads * tiles * tile_floats;
+  }
+  if (partials_.size() < floats) partials_.resize(floats);
+}
+
+}  // namespace antiphon::engine::cpu
