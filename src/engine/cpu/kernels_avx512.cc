@@ -6,6 +6,18 @@
 namespace antiphon::engine::cpu {
 namespace {
 
+// Many rows take longer over a block than the processor's own prefetching looks ahead, and that
+// stops at each page. With few rows the weights come as fast as memory gives them.
+template <int kRows>
+inline void PrefetchWeights(const std::byte* block, size_t bytes) {
+  constexpr size_t kAhead = 2560;
+  if constexpr (kRows < 8) return;
+#pragma GCC unroll 9
+  for (size_t line = 0; line < bytes; line += 64) {
+    _mm_prefetch(block + kAhead + line, _MM_HINT_T0);
+  }
+}
+
 // Adds the products of the steps [kFirst, kFirst + kSteps) to `sums` of the rows from `first` on.
 // The rows advance together: one row's dependent steps hide another's. Activations come as
 // broadcasts from memory.
@@ -37,6 +49,7 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
     if constexpr (kFormat.minima) minimum = LoadHalves(weights + 32);
     __m512i w[8];
     Unpack<kType>(weights, w);
+    PrefetchWeights<kRows>(weights, BlockBytes(kFormat));
     const RowBlock<kRows> rows(tile);
 #pragma GCC unroll 16
     for (int first = 0; first < kRows; first += kBunch) {
@@ -125,6 +138,7 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       const RowBlock<kRows> rows(tile + b * kTileBlockBytes);
       __m512i w[8];
       Unpack<kType>(block, w);
+      PrefetchWeights<kRows>(block, BlockBytes(kFormat));
       if constexpr (kType == PackedType::kQ6_K) {
         AddK6Block(block, w, rows, products);
       } else {
