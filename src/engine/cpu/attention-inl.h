@@ -22,6 +22,7 @@ struct PackedValues {
   const float* values;
   int padded_dim;
   F At(int index, int dim) const { return Load(values + index * padded_dim + dim); }
+  void Prefetch(int, int) const {}
 };
 
 template <typename Operands, int kQueries, int kVectors>
@@ -53,10 +54,11 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 }
 
 // The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
-// once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32.
+// once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32. Prefetches
+// the same of the next tile, line for line: a burst of prefetches would wait for itself.
 template <typename Operands, int kQueries>
-inline void ScoreGroup(const Attention& a, const TileTokens& tile, int t, const float* queries,
-                       float* scores) {
+inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTokens& next, int t,
+                       const float* queries, float* scores) {
   F acc[kQueries];
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) acc[q] = Zero();
@@ -66,6 +68,7 @@ inline void ScoreGroup(const Attention& a, const TileTokens& tile, int t, const 
     TurnPairs(a, tile, t, dim, k);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
+      PrefetchLine(next, t + i, a.key_offset + 2 * dim);
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         const float* x = queries + q * length + dim / Operands::kNumbers;
@@ -100,6 +103,10 @@ struct StoreTo {
   void Put(int q, int dim, F values) const { Store(out + q * stride + dim, values); }
 };
 
+// Vectors of values in a line of the cache.
+template <typename Operands>
+constexpr int kLineVectors = 4 / Operands::Cache::kBytes;
+
 // Weights x values, for kVectors vectors of dims. Query q sees visible[q] tokens, of which the
 // queries have 2 * `common` in common. Tokens that a query does not see never enter its sums, not
 // even with weight 0.
@@ -115,6 +122,7 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
   constexpr int kSteps = 2 / Operands::kNumbers;  // of a pair
   for (int step = 0; step < common * kSteps; ++step) {
     const int at = Operands::Index(step);
+    for (int v = 0; v < kVectors; v += kLineVectors<Operands>) values.Prefetch(at, dim + 16 * v);
     F x[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) x[v] = values.At(at, dim + 16 * v);
@@ -214,9 +222,9 @@ inline void MergeSums(const float* tile_maxima, const float* tile_sums, int quer
 }
 
 template <typename Operands, int kQueries, typename Values>
-void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query,
-               const float* queries, const float* keys, const Values& values, float* scores,
-               const SoftmaxState& state) {
+void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& next, int direct,
+               int query, const float* queries, const float* keys, const Values& values,
+               float* scores, const SoftmaxState& state) {
   const int dim = a.padded_dim;
   queries += static_cast<size_t>(query) * dim / Operands::kNumbers;
   int visible[kQueries];
@@ -227,7 +235,7 @@ void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query
   const int vectors = (visible[kQueries - 1] + 15) / 16;
   int v = 0;
   for (; v < direct && v < vectors; ++v) {
-    ScoreGroup<Operands, kQueries>(a, tile, 16 * v, queries, scores);
+    ScoreGroup<Operands, kQueries>(a, tile, next, 16 * v, queries, scores);
   }
   while (v < vectors) {
     const float* k = keys + 16 * v;
@@ -268,14 +276,16 @@ void QueryTile(const Attention& a, const TileTokens& tile, int direct, int query
 }
 
 template <typename Operands, int kQueries, typename Values>
-inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, int direct, int query,
-                       const float* queries, const float* keys, const Values& values, float* scores,
+inline void QueryTiles(int count, const Attention& a, const TileTokens& tile,
+                       const TileTokens& next, int direct, int query, const float* queries,
+                       const float* keys, const Values& values, float* scores,
                        const SoftmaxState& state) {
   if (count == kQueries) {
-    QueryTile<Operands, kQueries>(a, tile, direct, query, queries, keys, values, scores, state);
+    QueryTile<Operands, kQueries>(a, tile, next, direct, query, queries, keys, values, scores,
+                                  state);
   } else if constexpr (kQueries > 1) {
-    QueryTiles<Operands, kQueries - 1>(count, a, tile, direct, query, queries, keys, values, scores,
-                                       state);
+    QueryTiles<Operands, kQueries - 1>(count, a, tile, next, direct, query, queries, keys, values,
+                                       scores, state);
   }
 }
 
@@ -322,28 +332,30 @@ void AttendOver(const Attention& a) {
   const bool keys_in_place =
       kTransposesInRegisters && in_place && Cache::kBytes == 2 && a.head_dim % 32 == 0;
   TileTokens tile, next;
-  FindTile(a, first, end, next);
+  FindTile(a, a.blocks, 0, first, end, next);
   int start = 0;
   for (; first < end; first += kAttentionTile) {
     tile = next;
     if (first + kAttentionTile < end) {
-      FindTile(a, first + kAttentionTile, end, next);
-      PrefetchTile<Cache>(a, next);
+      FindTile(a, a.blocks, 0, first + kAttentionTile, end, next);
+    } else if (a.next_blocks != nullptr) {
+      FindTile(a, a.next_blocks, a.next_offset, a.next_first, a.next_end, next);
     }
     while (a.limits[start] <= first) ++start;
     const int direct = keys_in_place ? (tile.count + 15) / 16 : 0;  // groups of 16 tokens
+    PrefetchTokens<Cache>(a, next, keys_in_place ? tile.count : 0);
     Operands::PackKeys(a, tile, 16 * direct, keys);
     if (!in_place) Operands::PackValues(a, tile, values);
     for (int q = start; q < a.count; q += kTileQueries) {
       const int count = a.count - q < kTileQueries ? a.count - q : kTileQueries;
       if (in_place) {
-        const typename Operands::CachedValues cached{tile.at, a.value_offset};
-        QueryTiles<Operands, kTileQueries>(count, a, tile, direct, q, queries, keys, cached, scores,
-                                           state);
+        const typename Operands::CachedValues cached{tile, next, a.value_offset};
+        QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, cached,
+                                           scores, state);
       } else {
         const PackedValues packed{values, a.padded_dim};
-        QueryTiles<Operands, kTileQueries>(count, a, tile, direct, q, queries, keys, packed, scores,
-                                           state);
+        QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, packed,
+                                           scores, state);
       }
     }
   }

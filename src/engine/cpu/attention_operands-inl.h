@@ -28,37 +28,43 @@ struct F32Cache {
   }
 };
 
-// Where the tokens of a tile lie: the first byte of each one's K, without `key_offset`. Of an odd
-// number the last is there twice: pairs are read whole.
+// Where the tokens of a tile lie: the first byte of each one's K, without `key_offset`. Past the
+// last it is the last one's: pairs are read whole, and prefetched without a question.
 struct TileTokens {
   const std::byte* at[kAttentionTile];
   uint32_t first = 0;
   int count = 0;
 };
 
-inline void FindTile(const Attention& a, uint32_t first, uint32_t end, TileTokens& tile) {
+inline void FindTile(const Attention& a, const std::byte* const* blocks, ptrdiff_t offset,
+                     uint32_t first, uint32_t end, TileTokens& tile) {
   tile.first = first;
   tile.count = end - first < kAttentionTile ? static_cast<int>(end - first) : kAttentionTile;
   uint32_t block = first / a.block_tokens;
   uint32_t within = first % a.block_tokens;
   for (int t = 0; t < tile.count; ++t) {
-    tile.at[t] = a.blocks[block] + within * a.token_bytes;
+    tile.at[t] = blocks[block] + offset + within * a.token_bytes;
     if (++within == a.block_tokens) {
       within = 0;
       ++block;
     }
   }
-  if (tile.count % 2 != 0) tile.at[tile.count] = tile.at[tile.count - 1];
+  for (int t = tile.count; t < kAttentionTile; ++t) tile.at[t] = tile.at[tile.count - 1];
 }
 
-// A row of one head is a few lines in the midst of its token's others: no prefetcher of the
-// processor's sees the stride in time.
+// The line of a token's keys or values at `byte`. A row of one head is a few lines in the midst of
+// its token's others: no prefetcher of the processor's sees the stride in time. To the second-level
+// cache: more lines can be on their way there than to the first.
+inline void PrefetchLine(const TileTokens& tile, int t, size_t byte) {
+  __builtin_prefetch(tile.at[t] + byte, 0, 2);
+}
+// Keys and values of the tokens from `t` on.
 template <typename Cache>
-inline void PrefetchTile(const Attention& a, const TileTokens& tile) {
-  for (int t = 0; t < tile.count; ++t) {
+inline void PrefetchTokens(const Attention& a, const TileTokens& tile, int t) {
+  for (; t < tile.count; ++t) {
     for (int byte = 0; byte < a.head_dim * Cache::kBytes; byte += 64) {
-      __builtin_prefetch(tile.at[t] + a.key_offset + byte, 0, 2);
-      __builtin_prefetch(tile.at[t] + a.value_offset + byte, 0, 2);
+      PrefetchLine(tile, t, a.key_offset + byte);
+      PrefetchLine(tile, t, a.value_offset + byte);
     }
   }
 }
@@ -144,9 +150,12 @@ struct FloatOperands {
   }
   // Values where the cache has them. Whole vectors only.
   struct CachedValues {
-    const std::byte* const* tokens;
+    const TileTokens& tile;
+    const TileTokens& next;
     size_t offset;
-    F At(int t, int dim) const { return Cache::At(tokens[t] + offset + dim * Cache::kBytes); }
+    F At(int t, int dim) const { return Cache::At(tile.at[t] + offset + dim * Cache::kBytes); }
+    // Of the next tile, what At reads of this one.
+    void Prefetch(int t, int dim) const { PrefetchLine(next, t, offset + dim * Cache::kBytes); }
   };
   // The product of a pair whose second token is not seen.
   static F AddLone(F weight, F value, F sum) { return Fma(weight, value, Add(sum, Zero())); }

@@ -299,9 +299,11 @@ void Forward::WriteCache(uint32_t layer, size_t row) {
   StoreHeads(layer, row, 0, weights_->shape.kv_heads);
 }
 
-void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head,
+void Forward::AttendTask(int thread, uint32_t layer, const HeadTask& at, const HeadTask& next,
                          float* attended) {
   const model::LlamaShape& s = weights_->shape;
+  const AttentionTask& task = *at.task;
+  const uint32_t kv_head = at.kv_head;
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   const SequenceChunk& chunk = step_.chunks[task.chunk];
   const uint32_t shared = s.heads / s.kv_heads;
@@ -338,6 +340,14 @@ void Forward::AttendTask(int thread, uint32_t layer, const AttentionTask& task, 
   a.value_offset = a.key_offset + layout_.half_bytes();
   a.f32_cache = layout_.dtype == KvDtype::kF32;
   a.scratch = scratch.attention.data();
+  if (next.task != nullptr) {
+    const AttentionTask& t = *next.task;
+    a.next_blocks = step_.chunks[t.chunk].blocks.data();
+    const ptrdiff_t heads = ptrdiff_t{next.kv_head} - ptrdiff_t{kv_head};
+    a.next_offset = heads * static_cast<ptrdiff_t>(s.head_dim * layout_.element_bytes());
+    a.next_first = t.first_tile * kAttentionTile;
+    a.next_end = rows_[t.first_row].position + 1;
+  }
   if (task.split >= 0) {
     const Split& split = splits_[static_cast<size_t>(task.split)];
     a.partials = &partials_[split.partials + kv_head * split.partials_of_head];
@@ -390,10 +400,14 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& b
   team.ForEach(tasks, 1, [&](int begin, int) {
     // Late rows see the most: they go first, so that the last tasks are short.
     const int index = tasks - 1 - begin;
-    const AttentionTask& task =
-        attention_tasks_[block.first_task + static_cast<size_t>(index / kv_heads)];
-    AttendTask(thread, layer, task, static_cast<uint32_t>(index % kv_heads),
-               &input_[(task.first_row - block.first_row) * input_stride_]);
+    const auto head_task = [&](int i) {
+      const size_t task = block.first_task + static_cast<size_t>(std::max(i, 0) / kv_heads);
+      return HeadTask{i < 0 ? nullptr : &attention_tasks_[task],
+                      static_cast<uint32_t>(std::max(i, 0) % kv_heads)};
+    };
+    const HeadTask task = head_task(index);
+    AttendTask(thread, layer, task, head_task(index - threads_),
+               &input_[(task.task->first_row - block.first_row) * input_stride_]);
   });
   if (!writes_apart_ && tells && comm_ == nullptr) on_layer(layer + 1);
   const Operand attended{input_.data(), operand.quant};

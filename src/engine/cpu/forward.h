@@ -68,6 +68,10 @@ class Forward {
     uint32_t first_tile = 0;
     uint32_t end_tile = 0;
   };
+  struct HeadTask {
+    const AttentionTask* task;
+    uint32_t kv_head;
+  };
   // A row whose context several threads go over; whoever ends the last piece merges them.
   struct Split {
     size_t partials;  // offset of kv head 0's
@@ -155,8 +159,9 @@ class Forward {
   void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
   void PlanBlocks();
-  // Into `attended`: [row of the task][input_stride_].
-  void AttendTask(int thread, uint32_t layer, const AttentionTask& task, uint32_t kv_head,
+  // Into `attended`: [row of the task][input_stride_]. `next`: what this thread most likely attends
+  // to next; its task may be null.
+  void AttendTask(int thread, uint32_t layer, const HeadTask& at, const HeadTask& next,
                   float* attended);
   void Sample(int thread, size_t first, size_t index);
 

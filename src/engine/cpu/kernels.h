@@ -156,6 +156,13 @@ struct Attention {
 
   float* scratch = nullptr;  // AttentionScratchFloats(count, padded_dim)
 
+  // What the caller will attend to next: the first tile of its positions [next_first, next_end) is
+  // prefetched. `next_offset`: its offsets less these.
+  const std::byte* const* next_blocks = nullptr;
+  ptrdiff_t next_offset = 0;
+  uint32_t next_first = 0;
+  uint32_t next_end = 0;
+
   // To spread a long context over threads: `attention` then goes only over the tiles [first_tile,
   // end_tile) and leaves them, not in `out`, but in partials[tile][query], each of
   // AttentionPartialFloats. Once all tiles are there, `merge_attention` makes `out` of them, with

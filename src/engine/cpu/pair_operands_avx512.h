@@ -75,10 +75,15 @@ struct PairOperands {
     }
   }
   struct CachedValues {
-    const std::byte* const* tokens;
+    const TileTokens& tile;
+    const TileTokens& next;
     size_t offset;
     F At(int pair, int dim) const {
-      return InterleaveBf16(tokens[2 * pair] + offset, tokens[2 * pair + 1] + offset, dim);
+      return InterleaveBf16(tile.at[2 * pair] + offset, tile.at[2 * pair + 1] + offset, dim);
+    }
+    void Prefetch(int pair, int dim) const {
+      PrefetchLine(next, 2 * pair, offset + 2 * dim);
+      PrefetchLine(next, 2 * pair + 1, offset + 2 * dim);
     }
   };
   static F AddLone(F weights, F values, F sum) { return PairFma(weights, KeepLow(values), sum); }
