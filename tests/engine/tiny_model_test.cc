@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -167,7 +168,7 @@ TEST(TinyModelTest, ThreadsShareALongContextWithoutChangingABit) {
   }
 }
 
-// Enough rows to go through a layer in several blocks, which see each other's keys.
+// Enough rows for strips, which see each other's keys.
 TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
   const TinyRun run({.type = TensorType::kQ4_0});
   const std::vector<uint32_t> tokens = Tokens(1300);
@@ -177,6 +178,89 @@ TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
       EXPECT_EQ(run.Logits({.threads = threads}, tokens, {chunk}), want)
           << chunk << " tokens on " << threads << " threads";
     }
+  }
+}
+
+// As few strips as there may be, on more threads than there are cores: a thread that loses its core
+// leaves a strip behind while the others run ahead.
+TEST(TinyModelTest, StripsWaitForWhatTheyRead) {
+  const TinyRun run({.type = TensorType::kQ4_0, .layers = 6, .hidden = 64, .feed_forward = 64});
+  const std::vector<uint32_t> tokens = Tokens(512);
+  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {50});
+  for (int threads : {2, 4, 8}) {
+    CpuRunnerOptions options{.threads = threads};
+    options.step_tokens_max = 64 * static_cast<uint32_t>(threads);
+    const std::unique_ptr<ModelRunner> runner = MakeRunner(run.file.get(), options);
+    ASSERT_NE(runner, nullptr);
+    for (int i = 0; i < 50; ++i) {
+      TestCache cache(runner->layout(), tokens.size());
+      ASSERT_TRUE(AllLogits(*runner, tokens, {options.step_tokens_max}, cache) == want)
+          << threads << " threads, round " << i;
+    }
+  }
+}
+
+// Of many rows the last layer computes only those that are asked for, wherever they stand.
+TEST(TinyModelTest, ChunksOfEveryKindShareAStep) {
+  const TinyRun run({.type = TensorType::kQ4_0, .layers = 3});
+  CpuRunnerOptions options{.threads = 2};
+  options.step_tokens_max = 512;
+  const std::unique_ptr<ModelRunner> runner = MakeRunner(run.file.get(), options);
+  ASSERT_NE(runner, nullptr);
+  const SamplingParams greedy{.temperature = 0, .logprobs = true};
+  struct Kind {
+    size_t start, count;
+    bool logits, sample;
+  };
+  const std::vector<Kind> kinds = {
+      {0, 70, false, false}, {33, 1, false, true}, {64, 1, true, true},   {0, 40, true, false},
+      {0, 75, false, true},  {10, 1, false, true}, {30, 90, false, false}};
+  const std::vector<uint32_t> tokens = Tokens(150);
+  const auto run_step = [&](const std::vector<Kind>& of, std::vector<TestCache>& caches) {
+    Step step;
+    for (size_t i = 0; i < of.size(); ++i) {
+      SequenceChunk chunk;
+      chunk.tokens = absl::MakeConstSpan(tokens).subspan(of[i].start, of[i].count);
+      chunk.start = static_cast<uint32_t>(of[i].start);
+      chunk.blocks = caches[i].blocks();
+      chunk.want_logits = of[i].logits;
+      if (of[i].sample) chunk.sample = SampleRequest{.params = &greedy};
+      step.chunks.push_back(chunk);
+    }
+    EXPECT_TRUE(runner->Submit(std::move(step)).ok());
+    StepProgress progress;
+    while (!progress.finished) {
+      const StepProgress seen = progress;
+      progress = runner->Await(progress, absl::Seconds(60));
+      EXPECT_GE(progress.layers_done, seen.layers_done);
+    }
+    EXPECT_EQ(progress.layers_done, 3u);
+    return *runner->Take();
+  };
+  const auto make_caches = [&](const std::vector<Kind>& of) {
+    std::vector<TestCache> caches;
+    for (const Kind& kind : of) {
+      TestCache cache(runner->layout(), tokens.size());
+      if (kind.start > 0) {
+        AllLogits(*runner, absl::MakeConstSpan(tokens).first(kind.start), {50}, cache);
+      }
+      caches.push_back(std::move(cache));
+    }
+    return caches;
+  };
+  std::vector<TestCache> together = make_caches(kinds);
+  const StepResult result = run_step(kinds, together);
+  for (size_t i = 0; i < kinds.size(); ++i) {
+    std::vector<TestCache> alone = make_caches({kinds[i]});
+    const StepResult want = run_step({kinds[i]}, alone);
+    EXPECT_TRUE(result.chunks[i].logits == want.chunks[0].logits) << i;
+    EXPECT_EQ(result.chunks[i].logits.empty(), !kinds[i].logits) << i;
+    ASSERT_EQ(result.chunks[i].sampled.has_value(), kinds[i].sample) << i;
+    if (kinds[i].sample) {
+      EXPECT_EQ(result.chunks[i].sampled->id, want.chunks[0].sampled->id) << i;
+      EXPECT_EQ(result.chunks[i].sampled->logprob, want.chunks[0].sampled->logprob) << i;
+    }
+    EXPECT_TRUE(together[i].memory() == alone[0].memory()) << i;
   }
 }
 

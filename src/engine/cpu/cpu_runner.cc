@@ -161,7 +161,7 @@ class CpuRunner final : public ModelRunner {
     forward_.Run(team_, thread, [this](uint32_t layers) {
       if (!reports_layers_) return;
       absl::MutexLock lock(&mutex_);
-      progress_.layers_done = layers;
+      progress_.layers_done = std::max(progress_.layers_done, layers);
     });
     team_.Barrier();
     if (thread != 0) return;

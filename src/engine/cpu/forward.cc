@@ -40,13 +40,16 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   padded_dim_ = RoundUp(s.head_dim, kGroupRows);
 
   x_.Allocate(rows_max * hidden_stride_);
-  input_.Allocate(rows_max * input_stride_);
+  qkv_.Allocate(rows_max * qkv_stride_);
+  // Operands of all rows, or of a strip on each thread.
   const size_t output_rows = std::min<size_t>(rows_max, kOutputRows);
-  quant_.Allocate(QuantTileBytes(std::max<size_t>(rows_max, 2 * output_rows), input_stride_) /
+  const size_t operand_rows =
+      std::max<size_t>(rows_max, kStripRowsMax * static_cast<size_t>(threads));
+  input_.Allocate(operand_rows * input_stride_);
+  quant_.Allocate(QuantTileBytes(std::max(operand_rows, 2 * output_rows), input_stride_) /
                       sizeof(CacheLine) +
                   1);
-  qkv_.Allocate(rows_max * qkv_stride_);
-  gate_up_.Allocate(rows_max * 2 * gate_stride_);
+  gate_up_.Allocate(operand_rows * 2 * gate_stride_);
   cos_.Allocate(rows_max * (s.rope_dims / 2));
   sin_.Allocate(cos_.size());
   if (comm_ == nullptr) {
@@ -65,6 +68,10 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   }
   rows_.reserve(rows_max);
   attention_tasks_.reserve(rows_max);
+  const size_t strips_max = rows_max / kStripRows + 1;
+  strips_.reserve(strips_max);
+  written_ = std::vector<std::atomic<uint32_t>>(strips_max);
+  unwritten_ = std::vector<std::atomic<uint32_t>>(s.layers);
   output_rows_.reserve(rows_max);
 
   const auto quantised = [](const Matrix& m) {
@@ -101,9 +108,11 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
 void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
   Embed(team);
   if (failed_.load(std::memory_order_relaxed)) return;
-  for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
-    for (const RowBlock& block : blocks_) {
-      if (!RunLayer(team, thread, layer, block, on_layer)) return;
+  if (!strips_.empty()) {
+    RunStrips(team, thread, on_layer);
+  } else {
+    for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
+      if (!RunLayer(team, thread, layer, on_layer)) return;
     }
   }
   Output(team, thread);
@@ -156,13 +165,23 @@ void Forward::Quantise(const float* input, const Operand& operand, size_t row, s
 
 void Forward::Normalise(Team& team, const Operand& operand, const float* x,
                         const std::vector<float>& weight, size_t rows) {
+  ForRows(team, rows, [&](size_t row) { NormaliseRow(operand, x, weight, row, rows); });
+}
+
+void Forward::NormaliseRow(const Operand& operand, const float* x, const std::vector<float>& weight,
+                           size_t row, size_t rows) {
   const model::LlamaShape& s = weights_->shape;
-  ForRows(team, rows, [&](size_t row) {
-    float* input = operand.input + row * input_stride_;
-    kernels_->rms_norm(x + row * hidden_stride_, weight.data(), hidden_stride_, s.hidden, s.rms_eps,
-                       input);
-    Quantise(input, operand, row, rows, s.hidden);
-  });
+  float* input = operand.input + row * input_stride_;
+  kernels_->rms_norm(x + row * hidden_stride_, weight.data(), hidden_stride_, s.hidden, s.rms_eps,
+                     input);
+  Quantise(input, operand, row, rows, s.hidden);
+}
+
+void Forward::ActivateRow(const Operand& operand, const float* gate, size_t row, size_t rows) {
+  const float* g = gate + row * 2 * gate_stride_;
+  float* input = operand.input + row * input_stride_;
+  kernels_->silu_mul(g, g + gate_stride_, gate_stride_, input);
+  Quantise(input, operand, row, rows, weights_->shape.feed_forward);
 }
 
 void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& product,
@@ -370,15 +389,14 @@ void Forward::AttendTask(int thread, uint32_t layer, const HeadTask& at, const H
   }
 }
 
-bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& block,
+bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
                        const std::function<void(uint32_t)>& on_layer) {
   const model::LlamaShape& s = weights_->shape;
   const LayerWeights& w = weights_->layers[layer];
-  const size_t rows = block.rows;
-  const bool last = block.first_row + rows == rows_.size();
-  const bool tells = thread == 0 && last;
-  float* x = &x_[block.first_row * hidden_stride_];
-  float* qkv = &qkv_[block.first_row * qkv_stride_];
+  const size_t rows = rows_.size();
+  const bool tells = thread == 0;
+  float* x = x_.data();
+  float* qkv = qkv_.data();
 
   const Operand operand = OperandOf(thread, rows);
   Normalise(team, operand, x, w.attention_norm, rows);
@@ -388,26 +406,23 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& b
             {&w.v, qkv + v_column_, qkv_stride_, false}});
   if (writes_apart_) {
     team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-      for (int row = begin; row < end; ++row) {
-        WriteCache(layer, block.first_row + static_cast<size_t>(row));
-      }
+      for (int row = begin; row < end; ++row) WriteCache(layer, static_cast<size_t>(row));
     });
     if (tells && comm_ == nullptr) on_layer(layer + 1);
   }
 
   const int kv_heads = static_cast<int>(s.kv_heads);
-  const int tasks = static_cast<int>(block.end_task - block.first_task) * kv_heads;
+  const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
   team.ForEach(tasks, 1, [&](int begin, int) {
     // Late rows see the most: they go first, so that the last tasks are short.
     const int index = tasks - 1 - begin;
     const auto head_task = [&](int i) {
-      const size_t task = block.first_task + static_cast<size_t>(std::max(i, 0) / kv_heads);
-      return HeadTask{i < 0 ? nullptr : &attention_tasks_[task],
+      return HeadTask{i < 0 ? nullptr : &attention_tasks_[static_cast<size_t>(i / kv_heads)],
                       static_cast<uint32_t>(std::max(i, 0) % kv_heads)};
     };
     const HeadTask task = head_task(index);
     AttendTask(thread, layer, task, head_task(index - threads_),
-               &input_[(task.task->first_row - block.first_row) * input_stride_]);
+               &input_[task.task->first_row * input_stride_]);
   });
   if (!writes_apart_ && tells && comm_ == nullptr) on_layer(layer + 1);
   const Operand attended{input_.data(), operand.quant};
@@ -422,12 +437,7 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& b
   Multiply(team, thread, operand, rows,
            {{&w.gate, gate_up_.data(), 2 * gate_stride_, false},
             {&w.up, gate_up_.data() + gate_stride_, 2 * gate_stride_, false}});
-  ForRows(team, rows, [&](size_t row) {
-    const float* gate = &gate_up_[row * 2 * gate_stride_];
-    float* input = operand.input + row * input_stride_;
-    kernels_->silu_mul(gate, gate + gate_stride_, gate_stride_, input);
-    Quantise(input, operand, row, rows, s.feed_forward);
-  });
+  ForRows(team, rows, [&](size_t row) { ActivateRow(operand, gate_up_.data(), row, rows); });
   return AddProduct(team, thread, operand, w.down, x, rows);
 }
 

@@ -1,4 +1,4 @@
-// One step of the model, phase by phase, on all threads of a team.
+// One step of the model on all threads of a team.
 #ifndef ANTIPHON_ENGINE_CPU_FORWARD_H_
 #define ANTIPHON_ENGINE_CPU_FORWARD_H_
 
@@ -34,7 +34,8 @@ class Forward {
 
   // `step` is valid; its spans must stay until Run has ended.
   void Prepare(Step step);
-  // `on_layer(n)` is called on thread 0 when K and V of layers [0, n) are written, by all ranks.
+  // `on_layer(n)` is called when K and V of layers [0, n) are written, by all ranks: on any thread,
+  // and by two of them perhaps at once and in the wrong order.
   void Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
   // On thread 0, at its beginning or in Run: the step ends early, for ever.
   void Fail(absl::Status why);
@@ -45,8 +46,13 @@ class Forward {
  private:
   // So few rows every thread prepares for itself.
   static constexpr size_t kOwnRows = 4;
+  // Rows of a strip: at least so many but for the last, and fewer than kAttentionRows more.
+  static constexpr size_t kStripRows = 32;
+  // Strips a thread below which rows go through the layers together.
+  static constexpr size_t kStripsOfAThread = 2;
   // Rows of a chunk that share an unpacked tile of the cache.
   static constexpr uint32_t kAttentionRows = 32;
+  static constexpr size_t kStripRowsMax = kStripRows + kAttentionRows;
   // Where there are fewer tasks of attention than so many a thread, long contexts are cut into
   // pieces.
   static constexpr size_t kTasksOfAThread = 8;
@@ -78,10 +84,11 @@ class Forward {
     size_t partials_of_head;
     int pieces;
   };
-  // Rows that go through a layer together, and their tasks of attention.
-  struct RowBlock {
+  // Rows that one thread takes through a layer, and their tasks of attention.
+  struct Strip {
     size_t first_row, rows;
     size_t first_task, end_task;
+    size_t shown;  // the first row from first_row on whose logits are wanted, of all rows
   };
   // A row whose logits are wanted.
   struct OutputRow {
@@ -114,8 +121,19 @@ class Forward {
   };
 
   void Embed(Team& team);
-  // False: failed.
-  bool RunLayer(Team& team, int thread, uint32_t layer, const RowBlock& block,
+  // All rows through all layers, a strip at a time (forward_strips.cc).
+  void RunStrips(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
+  // A layer up to its keys and values.
+  void FrontHalf(int thread, uint32_t layer, const Strip& strip);
+  // The rest of it, of the strip's rows from `first_row` on.
+  void BackHalf(int thread, uint32_t layer, const Strip& strip, size_t first_row);
+  // Until `strip` and those ahead of it have written keys and values of `layers` layers.
+  void AwaitStrips(uint32_t layers, size_t strip);
+  void MultiplyStrip(int thread, const Operand& operand, const Product& product, size_t rows);
+  // In the thread's own part of the buffers.
+  Operand StripOperand(int thread);
+  // All rows through one layer, each phase shared out over the threads. False: failed.
+  bool RunLayer(Team& team, int thread, uint32_t layer,
                 const std::function<void(uint32_t)>& on_layer);
   void Output(Team& team, int thread);
 
@@ -137,6 +155,10 @@ class Forward {
   // The operand = RmsNorm(x), and its quantised tiles.
   void Normalise(Team& team, const Operand& operand, const float* x,
                  const std::vector<float>& weight, size_t rows);
+  // The same of one row, and of what SwiGLU makes of its gate and up.
+  void NormaliseRow(const Operand& operand, const float* x, const std::vector<float>& weight,
+                    size_t row, size_t rows);
+  void ActivateRow(const Operand& operand, const float* gate, size_t row, size_t rows);
   // Row `row` of a phase's `rows`.
   void Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
                 size_t columns);
@@ -158,7 +180,7 @@ class Forward {
   void RotateQueries(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads, float* q);
   void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
-  void PlanBlocks();
+  void PlanStrips();
   // Into `attended`: [row of the task][input_stride_]. `next`: what this thread most likely attends
   // to next; its task may be null.
   void AttendTask(int thread, uint32_t layer, const HeadTask& at, const HeadTask& next,
@@ -196,7 +218,9 @@ class Forward {
   std::vector<Split> splits_;
   std::vector<float> partials_;                // of all splits; grows with the longest context seen
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
-  std::vector<RowBlock> blocks_;
+  std::vector<Strip> strips_;                  // empty: the rows go through the layers together
+  std::vector<std::atomic<uint32_t>> written_;    // layers whose K and V a strip has written
+  std::vector<std::atomic<uint32_t>> unwritten_;  // strips that have yet to write a layer's
   std::vector<OutputRow> output_rows_;
   bool writes_apart_ = true;  // rows write to the cache before any attends, not each as it attends
   absl::Status status_;

@@ -7,9 +7,6 @@
 namespace antiphon::engine::cpu {
 namespace {
 
-// Rows that go through a whole layer before the next ones do, for each two threads: what they leave
-// between its phases stays in the caches.
-constexpr size_t kBlockRows = 256;
 // Tiles of a piece of a long context, at least.
 constexpr uint32_t kPieceTilesMin = 8;
 
@@ -43,36 +40,39 @@ void Forward::Prepare(Step step) {
   }
   // A row alone in its chunk reads no other row's keys.
   writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
-  PlanAttention();
-  PlanBlocks();
+  PlanStrips();
+  if (strips_.empty()) PlanAttention();
 }
 
-// Blocks end where tasks do. A block's rows see what those before it wrote. No bit of the result
-// depends on it.
-void Forward::PlanBlocks() {
-  const size_t rows = rows_.size(), tasks = attention_tasks_.size();
-  const size_t block_rows = kBlockRows * static_cast<size_t>(std::max(1, threads_ / 2));
-  // Dequantising is done once for all rows; a split context's tasks are not in the rows' order.
-  const size_t count = any_raw_ || !splits_.empty() ? 1 : std::max<size_t>(1, rows / block_rows);
-  blocks_.clear();
-  RowBlock block{};
-  for (size_t task = 0; count > 1 && task < tasks; ++task) {
-    block.rows += attention_tasks_[task].rows;
-    block.end_task = task + 1;
-    const size_t end = block.first_row + block.rows;
-    if (end == rows || end < rows * (blocks_.size() + 1) / count) continue;
-    blocks_.push_back(block);
-    block = {.first_row = end, .rows = 0, .first_task = task + 1, .end_task = task + 1};
+// A strip ends where a task does. No bit of the result depends on where.
+void Forward::PlanStrips() {
+  splits_.clear();
+  strips_.clear();
+  const size_t rows = rows_.size();
+  // A sum over ranks is of all rows, and dequantising is done once for all of them.
+  if (comm_ != nullptr || any_raw_) return;
+  if (rows < kStripRows * kStripsOfAThread * static_cast<size_t>(threads_)) return;
+  writes_apart_ = true;
+  Strip strip{};
+  for (size_t task = 0; task < attention_tasks_.size(); ++task) {
+    strip.rows += attention_tasks_[task].rows;
+    strip.end_task = task + 1;
+    const size_t end = strip.first_row + strip.rows;
+    if (strip.rows < kStripRows && end < rows) continue;
+    const auto shown = std::ranges::lower_bound(output_rows_, strip.first_row, {}, &OutputRow::row);
+    strip.shown = shown == output_rows_.end() ? rows : shown->row;
+    strips_.push_back(strip);
+    strip = {.first_row = end, .rows = 0, .first_task = task + 1};
   }
-  block.rows = rows - block.first_row;
-  block.end_task = tasks;
-  blocks_.push_back(block);
+  for (size_t i = 0; i < strips_.size(); ++i) written_[i].store(0, std::memory_order_relaxed);
+  for (std::atomic<uint32_t>& left : unwritten_) {
+    left.store(static_cast<uint32_t>(strips_.size()), std::memory_order_relaxed);
+  }
 }
 
 // How a context is cut changes no bit of the result, so the number of threads may decide it.
 void Forward::PlanAttention() {
   const model::LlamaShape& s = weights_->shape;
-  splits_.clear();
   const size_t wanted = kTasksOfAThread * static_cast<size_t>(threads_);
   const size_t tasks = attention_tasks_.size() * s.kv_heads;
   if (threads_ == 1 || tasks >= wanted) return;

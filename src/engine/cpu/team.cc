@@ -64,6 +64,18 @@ int QuotaCores(const std::string& cgroups, const std::string& root) {
   }
 }
 
+void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (value.load(std::memory_order_acquire) >= least) return;
+    Pause();
+  }
+  while (true) {
+    const uint32_t seen = value.load(std::memory_order_acquire);
+    if (seen >= least) return;
+    value.wait(seen, std::memory_order_acquire);
+  }
+}
+
 Team::Team(int threads, const std::string& name, int nice, std::function<void(int)> round)
     : size_(std::max(threads, 1)), round_body_(std::move(round)) {
   threads_.reserve(static_cast<size_t>(size_));

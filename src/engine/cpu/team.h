@@ -21,6 +21,9 @@ int GrantedCores();
 // `cgroups` (/proc/self/cgroup) names it, up to `root`; 0: none.
 int QuotaCores(const std::string& cgroups, const std::string& root);
 
+// Until the value is at least `least`; whoever stores it notifies. Spins for a little while first.
+void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least);
+
 class Team {
  public:
   // Every round runs `round(thread)` once on each thread, 0 <= thread < threads. `nice`: of the
