@@ -135,6 +135,7 @@ class Bench {
   }
 
   StepResult RunStep(Step step) {
+    step.report_layers = false;
     if (const absl::Status status = runner_->Submit(std::move(step)); !status.ok()) Fail(status);
     StepProgress progress;
     while (!progress.finished) progress = runner_->Await(progress, absl::Seconds(60));

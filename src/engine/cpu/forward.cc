@@ -14,6 +14,10 @@ namespace {
 // of kRowTile.
 constexpr size_t kProductRows = 128;
 
+// Of a product. Long ones: each begins slowly, as memory does not see it coming. More than one, so
+// that a thread that lost its core leaves something to the others.
+constexpr int kPiecesOfAThread = 2;
+
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -223,7 +227,7 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
   // Dequantising is what the slow path costs: it does so once for all rows.
   const size_t block_rows = raw ? rows : kProductRows;
   const int blocks = static_cast<int>((rows + block_rows - 1) / block_rows);
-  const int pieces = std::min(groups, 8 * threads_);
+  const int pieces = std::min(groups, kPiecesOfAThread * threads_);
   team.ForEach(blocks * pieces, 1, [&](int begin, int) {
     const size_t first_row = static_cast<size_t>(begin / pieces) * block_rows;
     const size_t row_count = std::min(block_rows, rows - first_row);
