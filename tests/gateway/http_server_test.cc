@@ -696,6 +696,34 @@ TEST_F(HttpServerTest, ServesManyConnectionsAtOnce) {
   EXPECT_EQ(server_->connections(), kConnections);
 }
 
+// As a message with a token of each stream does it: one thread writes to all, faster than they go
+// out.
+TEST_F(HttpServerTest, StreamsToManyConnectionsAtOnce) {
+  StartServer();
+  constexpr int kStreams = 100, kPieces = 40;
+  std::vector<HttpClient> clients;
+  std::vector<std::shared_ptr<Exchange>> exchanges;
+  for (int i = 0; i < kStreams; ++i) {
+    clients.emplace_back(port_);
+    clients.back().Send(Get("/held"));
+    exchanges.push_back(handler_.Next());
+    exchanges.back()->BeginStream({.content_type = "text/event-stream"});
+  }
+  const auto piece = [](int stream, int i) {
+    return "data: " + std::to_string(stream) + " " + std::to_string(i) + "\n\n";
+  };
+  for (int i = 0; i < kPieces; ++i) {
+    for (int stream = 0; stream < kStreams; ++stream) exchanges[stream]->Write(piece(stream, i));
+  }
+  for (const auto& exchange : exchanges) exchange->EndStream();
+  for (int stream = 0; stream < kStreams; ++stream) {
+    ASSERT_EQ(clients[stream].ReadHead().status, 200);
+    for (int i = 0; i < kPieces; ++i) ASSERT_EQ(clients[stream].ReadChunk(), piece(stream, i));
+    EXPECT_EQ(clients[stream].ReadChunk(), std::nullopt);
+    EXPECT_FALSE(clients[stream].cut());
+  }
+}
+
 TEST_F(HttpServerTest, HasRoomForSoManyConnectionsOnly) {
   StartServer({.connections = 8});
   std::vector<HttpClient> clients;

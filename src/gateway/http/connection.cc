@@ -4,11 +4,15 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/defer.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http/read.hpp>
 #include <chrono>
+#include <iterator>
 
 #include "common/status_macros.h"
 
@@ -71,6 +75,41 @@ Head HeadOf(const beast::http::request_parser<beast::http::string_body>& parser)
 
 }  // namespace
 
+void WakeList::Add(std::shared_ptr<Connection> connection) {
+  {
+    absl::MutexLock lock(&mu_);
+    waiting_.push_back(std::move(connection));
+    if (waiting_.size() <= kBatch * drainers_) return;
+    ++drainers_;
+  }
+  asio::post(*io_, [this] { Drain(); });
+}
+
+void WakeList::Drain() {
+  std::vector<std::shared_ptr<Connection>> batch;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto end = waiting_.begin() + static_cast<ptrdiff_t>(std::min(kBatch, waiting_.size()));
+    batch.assign(std::make_move_iterator(waiting_.begin()), std::make_move_iterator(end));
+    waiting_.erase(waiting_.begin(), end);
+  }
+  for (const auto& connection : batch) connection->PumpOnStrand();
+  {
+    absl::MutexLock lock(&mu_);
+    if (waiting_.empty()) {
+      --drainers_;
+      return;
+    }
+  }
+  // Behind what else the thread has to do, and without waking another.
+  asio::defer(*io_, [this] { Drain(); });
+}
+
+void WakeList::Clear() {
+  absl::MutexLock lock(&mu_);
+  waiting_.clear();
+}
+
 Connection::Connection(asio::ip::tcp::socket socket, std::shared_ptr<Shared> shared)
     : socket_(std::move(socket)),
       work_(socket_.get_executor()),
@@ -83,6 +122,8 @@ Connection::Connection(asio::ip::tcp::socket socket, std::shared_ptr<Shared> sha
     ++shared_->connections;
   }
   TuneSocket(socket_.native_handle());
+  beast::error_code ignored;
+  socket_.non_blocking(true, ignored);  // for Pump; asynchronous operations are so anyway
 }
 
 Connection::~Connection() {
@@ -305,13 +346,20 @@ void Connection::RefuseAndClose(Response response) {
                     });
 }
 
-void Connection::WakeForOutput() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Pump(); });
+void Connection::PumpOnStrand() {
+  asio::dispatch(socket_.get_executor(), [self = shared_from_this()] { self->Pump(); });
 }
 
 void Connection::Pump() {
   if (closed_ || write_pending_ || exchange_ == nullptr) return;
   last_write_ = exchange_->TakeOutput(writing_);
+  if (!writing_.empty()) {
+    // What fits into the socket's buffer, as nearly every token does, needs no one to wait for it.
+    beast::error_code ec;
+    const size_t sent = socket_.write_some(asio::buffer(writing_), ec);
+    if (ec && ec != asio::error::would_block) return LeaveAndClose(Gone::kDisconnected);
+    writing_.erase(0, ec ? 0 : sent);
+  }
   if (writing_.empty()) {
     if (last_write_) OnAnswered();
     return;

@@ -11,6 +11,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,8 +24,31 @@ namespace antiphon::gateway::http {
 namespace asio = boost::asio;
 namespace beast = boost::beast;
 
+class Connection;
+
+// Connections with output to take. A message with tokens of many streams wakes one thread, which
+// goes on until there are no more; of more than kBatch another helps, and so on.
+class WakeList {
+ public:
+  explicit WakeList(asio::io_context* io) : io_(io) {}
+  void Add(std::shared_ptr<Connection> connection);
+  // Once nothing runs in the io_context any more.
+  void Clear();
+
+ private:
+  static constexpr size_t kBatch = 16;
+  void Drain();
+
+  asio::io_context* const io_;
+  absl::Mutex mu_;
+  std::deque<std::shared_ptr<Connection>> waiting_ ABSL_GUARDED_BY(mu_);
+  size_t drainers_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 // What connections and exchanges share. Outlives them.
 struct Shared {
+  explicit Shared(asio::io_context* io) : wakes(io) {}
+
   Limits limits;
   Handler* handler = nullptr;
   std::atomic<size_t> body_bytes{0};
@@ -37,9 +61,8 @@ struct Shared {
   // under this lock, and only while the server is there.
   absl::Mutex gate ABSL_ACQUIRED_BEFORE(count_mu);
   bool open ABSL_GUARDED_BY(gate) = true;
+  WakeList wakes;
 };
-
-class Connection;
 
 // The Exchange that a connection hands to the handler. It may outlive the connection.
 class ConnectionExchange final : public Exchange {
@@ -94,7 +117,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Start();
   // All of these from any thread.
   // There is output of the current exchange.
-  void WakeForOutput();
+  void WakeForOutput() { shared_->wakes.Add(shared_from_this()); }
+  // Takes and sends it. On any thread of the io_context.
+  void PumpOnStrand();
   // Closes now when idle, else after the request.
   void BeginDrain();
   // Closes now, unless a complete answer is on its way; then after that.

@@ -59,6 +59,7 @@ class AsioServer final : public Server {
     threads_.clear();  // they end when nothing is left to do
     absl::WriterMutexLock lock(&shared_->gate);
     shared_->open = false;
+    shared_->wakes.Clear();  // whom it holds holds `shared_`
   }
 
   uint16_t port() const override { return port_; }
@@ -114,8 +115,8 @@ class AsioServer final : public Server {
     open_.push_back(connection);
   }
 
-  std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
   asio::io_context io_;
+  std::shared_ptr<Shared> shared_ = std::make_shared<Shared>(&io_);
   asio::ip::tcp::acceptor acceptor_;
   asio::steady_timer retry_;
   uint16_t port_ = 0;
