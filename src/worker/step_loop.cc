@@ -135,8 +135,7 @@ void StepLoop::StartStep() {
     step_size_.prefill_tokens += step.chunks[i].tokens.size();
     if (rows_ == 0) step_context_ = step.chunks[i].start;
   }
-  Perform();
-  if (step.chunks.empty()) return;
+  if (step.chunks.empty()) return Perform();
   prefill_chunks_ = step.chunks.size() - rows_;
   step.report_layers = prefill_->WatchesLayers();
   step_begin_ = now;
@@ -145,8 +144,8 @@ void StepLoop::StartStep() {
   if (absl::Status status = runner_->Submit(std::move(step)); !status.ok()) {
     LogError("the engine refused a step: {}", std::string(status.message()));
     FailStep(status, now);
-    Perform();
   }
+  Perform();
 }
 
 // Waits for the next layer, and tells of it, or for something posted. Whenever the loop wakes, a
@@ -172,8 +171,17 @@ void StepLoop::FinishStep() {
   const auto chunks = absl::MakeConstSpan(result->chunks);
   decode_->OnStepDone(chunks.first(rows_), now);
   prefill_->OnStepDone(chunks.subspan(rows_), now);
+  CountStep(now);
+  if (step_size_.prefill_tokens == 0) {
+    // The engine goes on before anybody hears of its tokens: it waits for us, they for the network.
+    StartStep();
+    return;
+  }
   Perform();
   prefill_->CommitStep();
+}
+
+void StepLoop::CountStep(absl::Time now) {
   ++steps_;
   metrics_.OnStep(step_size_, now - step_begin_, options_.clock->WallNow());
   const double seconds = absl::ToDoubleSeconds(now - step_begin_);

@@ -95,9 +95,11 @@ class StepLoop final : public prefill::StreamHandler,
 
  private:
   void Run();
+  // Plans, submits, then performs.
   void StartStep();
   void WatchStep();
   void FinishStep();
+  void CountStep(absl::Time now);
   void FailStep(const absl::Status& status, absl::Time now);
   // After an error of the engine: a rank that is gone is no fault of the sequences, which end so
   // that they go elsewhere.
