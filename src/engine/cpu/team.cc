@@ -10,7 +10,8 @@
 namespace antiphon::engine::cpu {
 namespace {
 
-// Some ten microseconds: longer than a balanced phase's spread, shorter than a scheduler's slice.
+// Three to ten microseconds, as long as the processor's pause is: longer than a balanced phase's
+// spread, shorter than a scheduler's slice.
 constexpr int kSpins = 200;
 
 inline void Pause() {
