@@ -172,7 +172,7 @@ void StepLoop::FinishStep() {
   decode_->OnStepDone(chunks.first(rows_), now);
   prefill_->OnStepDone(chunks.subspan(rows_), now);
   CountStep(now);
-  if (step_size_.prefill_tokens == 0) {
+  if (step_size_.prefill_tokens == 0 && !stop_) {
     // The engine goes on before anybody hears of its tokens: it waits for us, they for the network.
     StartStep();
     return;
