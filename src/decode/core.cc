@@ -117,14 +117,16 @@ void DecodeCore::OnStoreReply(const wire::StoreReply& reply, absl::Time now) {
         s->blocks[i] = {.slot = slots[i], .held = true, .ready = true};
       }
       s->blocks_missing = s->blocks.size() - slots.size();
-      return Reserve(*s);
+      if (--s->first_replies_missing == 0) OpenPrefillFor(*s, now);
+      return;
     case CallKind::kReserve:
       if (!status.ok()) {
         ++counters_.refused;
         return Fail(*s, status, options_.self.value());
       }
       s->spare = std::move(slots);
-      return OpenPrefillFor(*s, now);
+      if (--s->first_replies_missing == 0) OpenPrefillFor(*s, now);
+      return;
     case CallKind::kReserveRemote: {
       if (!status.ok()) {
         ++counters_.refused;
@@ -266,10 +268,7 @@ void DecodeCore::OnStart(uint64_t gateway, const wire::Start& start, absl::Time 
   sequences_.emplace(s.handle, std::move(owned));
   by_id_[id] = s.handle;
 
-  if (s.keys.empty()) return Reserve(s);
-  wire::StoreRequest request;
-  for (const BlockKey& key : s.keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
-  CallStore(std::move(request), {CallKind::kPin, s.handle});
+  PinAndReserve(s);
 }
 
 wire::SequenceUpdate& DecodeCore::UpdateFor(uint64_t gateway, const std::string& id,

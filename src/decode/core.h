@@ -179,7 +179,7 @@ class DecodeCore {
   void Clean(Sequence& s);
 
   // handoff.cc
-  void Reserve(Sequence& s);
+  void PinAndReserve(Sequence& s);
   void OpenPrefillFor(Sequence& s, absl::Time now);
   void OnReady(Sequence& s, const wire::Ready& ready, absl::Time now);
   bool ReadyIsSane(const Sequence& s, const wire::Ready& ready) const;

@@ -32,11 +32,18 @@ void CopyTokens(const KvLayout& layout, const std::byte* from, std::byte* to, ui
 
 }  // namespace
 
-// One slot: for the prompt's partial last block, or else for the block after it.
-void DecodeCore::Reserve(Sequence& s) {
-  s.state = Sequence::State::kReserving;
+// What this host has of the prompt; and one slot, for the prompt's partial last block, or else for
+// the block after it. In one piece: the store pins before it makes room.
+void DecodeCore::PinAndReserve(Sequence& s) {
+  if (!s.keys.empty()) {
+    wire::StoreRequest request;
+    for (const BlockKey& key : s.keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
+    ++s.first_replies_missing;
+    CallStore(std::move(request), {CallKind::kPin, s.handle});
+  }
   wire::StoreRequest request;
   request.mutable_reserve()->set_count(1);
+  ++s.first_replies_missing;
   CallStore(std::move(request), {CallKind::kReserve, s.handle});
 }
 

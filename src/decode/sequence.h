@@ -34,8 +34,7 @@ struct Copy {
 
 struct Sequence {
   enum class State {
-    kPinning,     // PinPrefix is out
-    kReserving,   // the first Reserve is out
+    kPinning,     // PinPrefix and the first Reserve are out
     kPrefilling,  // the prefill stream is open, or KV is still on its way
     kRunning,     // in the batch
   };
@@ -69,7 +68,8 @@ struct Sequence {
   std::vector<SlotId> spare;         // reserved, not part of `blocks` yet
   bool growing = false;              // a Reserve(1) is out
   bool growth_failed = false;
-  uint32_t blocks_missing = 0;  // of [0, start_count), not ready
+  uint32_t blocks_missing = 0;         // of [0, start_count), not ready
+  uint32_t first_replies_missing = 0;  // of PinPrefix and the first Reserve
 
   // Prefill.
   bool prefill_open = false;

@@ -199,6 +199,8 @@ void PrefillCore::OnOpen(uint64_t stream, const wire::PrefillOpen& open, absl::T
 
   const uint32_t reusable = ReusableBlocks(s);
   if (reusable == 0) return Reserve(s);
+  // The consumer has just looked in the same store and found nothing.
+  if (s.same_host && s.have_blocks == 0) return FetchOrReserve(s, now);
   wire::StoreRequest request;
   for (uint32_t i = 0; i < reusable; ++i) {
     request.mutable_pin_prefix()->add_keys(s.keys[i].ToBytes());

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 #include <variant>
 #include <vector>
 
@@ -51,8 +52,7 @@ class PrefillCoreTest : public testing::Test {
     return done;
   }
 
-  // A prompt up to the end of its only step.
-  void Compute(uint64_t consumers_store) {
+  static wire::PrefillOpen MakeOpen(uint64_t consumers_store) {
     wire::PrefillOpen open;
     open.set_id(std::string(16, 'i'));
     open.set_epoch(1);
@@ -60,7 +60,12 @@ class PrefillCoreTest : public testing::Test {
     open.set_prompt_count(kTokens);
     open.set_root_key(std::string(16, 'r'));
     open.set_store_incarnation(consumers_store);
-    core_.OnOpen(kStream, open, now_);
+    return open;
+  }
+
+  // A prompt up to the end of its only step.
+  void Compute(uint64_t consumers_store) {
+    core_.OnOpen(kStream, MakeOpen(consumers_store), now_);
     Perform();
     std::vector<engine::SequenceChunk> chunks;
     core_.Plan(512, now_, chunks);
@@ -101,6 +106,24 @@ TEST_F(PrefillCoreTest, AConsumerElsewhereGetsTheChecksumsWithTheToken) {
   for (const auto& block : told.readies[0].blocks()) EXPECT_EQ(block.checksums_size(), 3);
   core_.CommitStep();
   EXPECT_EQ(Perform().commits.size(), 2u);
+}
+
+TEST_F(PrefillCoreTest, WhatTheConsumerDidNotFindInTheSameStoreIsNotLookedForAgain) {
+  for (const auto& [consumers_store, have_blocks, pins] :
+       {std::tuple(kIncarnation, 0, false), {kIncarnation, 1, true}, {kIncarnation + 1, 0, true}}) {
+    PrefillCore core({.layout = kLayout, .vocab = 100, .context = 100});
+    core.OnStoreAttached({.incarnation = kIncarnation,
+                          .data_address = "store",
+                          .payload = [this](uint32_t slot) { return store_.Payload(slot); }});
+    wire::PrefillOpen open = MakeOpen(consumers_store);
+    open.set_have_blocks(static_cast<uint32_t>(have_blocks));
+    core.OnOpen(kStream, open, now_);
+    std::vector<Action> actions = core.TakeActions();
+    ASSERT_EQ(actions.size(), 1u);
+    const wire::StoreRequest& request = std::get<StoreCall>(actions[0]).request;
+    EXPECT_EQ(request.has_pin_prefix(), pins);
+    EXPECT_EQ(request.has_reserve(), !pins);
+  }
 }
 
 TEST_F(PrefillCoreTest, BlocksOfAStreamThatEndedMeanwhileAreReleasedAndNotCommitted) {
