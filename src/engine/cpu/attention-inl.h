@@ -329,8 +329,7 @@ void AttendOver(const Attention& a) {
   // Values that are read once are read where they lie.
   const bool in_place = a.count <= kTileQueries && a.head_dim == a.padded_dim;
   // So are keys, where there are registers to turn them in.
-  const bool keys_in_place =
-      kTransposesInRegisters && in_place && Cache::kBytes == 2 && a.head_dim % 32 == 0;
+  const bool keys_in_place = kPrefetchesLines<Cache> && in_place && a.head_dim % 32 == 0;
   TileTokens tile, next;
   FindTile(a, a.blocks, 0, first, end, next);
   int start = 0;

@@ -58,7 +58,10 @@ inline void FindTile(const Attention& a, const std::byte* const* blocks, ptrdiff
 inline void PrefetchLine(const TileTokens& tile, int t, size_t byte) {
   __builtin_prefetch(tile.at[t] + byte, 0, 2);
 }
-// Keys and values of the tokens from `t` on.
+// Whether keys and values that are read where they lie ask for the next tile's line by line.
+template <typename Cache>
+constexpr bool kPrefetchesLines = Cache::kBytes == 2 && kTransposesInRegisters;
+// Keys and values of the tokens from `t` on, in one burst.
 template <typename Cache>
 inline void PrefetchTokens(const Attention& a, const TileTokens& tile, int t) {
   for (; t < tile.count; ++t) {
@@ -155,7 +158,9 @@ struct FloatOperands {
     size_t offset;
     F At(int t, int dim) const { return Cache::At(tile.at[t] + offset + dim * Cache::kBytes); }
     // Of the next tile, what At reads of this one.
-    void Prefetch(int t, int dim) const { PrefetchLine(next, t, offset + dim * Cache::kBytes); }
+    void Prefetch(int t, int dim) const {
+      if (kPrefetchesLines<Cache>) PrefetchLine(next, t, offset + dim * Cache::kBytes);
+    }
   };
   // The product of a pair whose second token is not seen.
   static F AddLone(F weight, F value, F sum) { return Fma(weight, value, Add(sum, Zero())); }

@@ -1,7 +1,7 @@
 // Many rows through all layers, a strip of them at a time. A thread takes its strip from one
 // layer's keys and values to the next one's without waiting for anybody: what lies between two
 // products stays in the core's caches, and a thread that loses its core holds up the others only
-// where their rows attend to its own.
+// once they come to the next layer's attention behind its strip.
 #include <algorithm>
 
 #include "engine/cpu/forward.h"

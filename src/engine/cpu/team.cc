@@ -22,6 +22,18 @@ inline void Pause() {
 #endif
 }
 
+// Spins for a little while first. Whoever stores the value notifies.
+template <typename T, typename Ready>
+void AwaitValue(const std::atomic<T>& value, Ready ready) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (ready(value.load(std::memory_order_acquire))) return;
+    Pause();
+  }
+  for (T seen; !ready(seen = value.load(std::memory_order_acquire));) {
+    value.wait(seen, std::memory_order_acquire);
+  }
+}
+
 // Of one cgroup folder; 0: none.
 int QuotaOf(const std::string& folder) {
   std::FILE* file = std::fopen((folder + "/cpu.max").c_str(), "r");
@@ -66,15 +78,7 @@ int QuotaCores(const std::string& cgroups, const std::string& root) {
 }
 
 void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (value.load(std::memory_order_acquire) >= least) return;
-    Pause();
-  }
-  while (true) {
-    const uint32_t seen = value.load(std::memory_order_acquire);
-    if (seen >= least) return;
-    value.wait(seen, std::memory_order_acquire);
-  }
+  AwaitValue(value, [least](uint32_t now) { return now >= least; });
 }
 
 Team::Team(int threads, const std::string& name, int nice, std::function<void(int)> round)
@@ -115,7 +119,7 @@ void Team::Barrier() {
     next_.store(0, std::memory_order_relaxed);
     return;
   }
-  const int phase = phase_.load(std::memory_order_relaxed);
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     next_.store(0, std::memory_order_relaxed);
     arrived_.store(0, std::memory_order_relaxed);
@@ -123,13 +127,7 @@ void Team::Barrier() {
     phase_.notify_all();
     return;
   }
-  for (int i = 0; i < kSpins; ++i) {
-    if (phase_.load(std::memory_order_acquire) != phase) return;
-    Pause();
-  }
-  while (phase_.load(std::memory_order_acquire) == phase) {
-    phase_.wait(phase, std::memory_order_acquire);
-  }
+  AwaitValue(phase_, [phase](uint32_t now) { return now != phase; });
 }
 
 }  // namespace antiphon::engine::cpu

@@ -21,7 +21,7 @@ int GrantedCores();
 // `cgroups` (/proc/self/cgroup) names it, up to `root`; 0: none.
 int QuotaCores(const std::string& cgroups, const std::string& root);
 
-// Until the value is at least `least`; whoever stores it notifies. Spins for a little while first.
+// Until the value is at least `least`, as Team::Barrier waits; whoever stores it notifies.
 void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least);
 
 class Team {
@@ -57,7 +57,7 @@ class Team {
   const std::function<void(int)> round_body_;
   alignas(64) std::atomic<int> next_{0};
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> phase_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};  // wraps after days
   alignas(64) std::atomic<int> round_{0};
   std::atomic<bool> stopping_{false};
   std::vector<Thread> threads_;
