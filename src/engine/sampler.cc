@@ -16,11 +16,12 @@ using Candidate = std::pair<float, uint32_t>;
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 // Log-probabilities travel as JSON numbers, which have no infinity.
 constexpr float kLogprobMin = -9999.0f;
-// Below this the division by the temperature overflows; the distribution is a point long before.
 constexpr float kTemperatureMin = 1e-5f;
-constexpr size_t kBlock = 64;         // logits that share an entry of maxima_
+constexpr size_t kBlock = 32;         // logits that share an entry of maxima_
 constexpr size_t kDrawChunk = 1024;   // logits whose weights are summed in one go
 constexpr size_t kNucleusTry = 1024;  // most nuclei are smaller
+constexpr size_t kBins = 2048;        // of larger ones, each of 1/64 of a nat
+constexpr float kBinsOfOne = 64;
 
 // All tables give the same bits, so the fastest may serve behind every runner.
 const cpu::Kernels& Math() { return *cpu::GrantedKernels().front(); }
@@ -32,13 +33,28 @@ bool Better(const Candidate& a, const Candidate& b) {
 
 double Weight(float scaled) { return std::exp(static_cast<double>(scaled)); }
 
+// What is 32 nats below the best one or further is in the last bin.
+size_t BinOf(float scaled) {
+  const float bin = -scaled * kBinsOfOne;
+  return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
+}
+
 }  // namespace
+
+bool IsGreedy(const SamplingParams& params) { return params.temperature < kTemperatureMin; }
+
+float LeastLogWeight(const SamplingParams& params) {
+  return std::min(0.0f, std::log(params.min_p));
+}
+
+float EmittedPenalty(const SamplingParams& params, uint32_t count) {
+  return params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
+}
 
 bool IsPlainGreedy(const SampleRequest& request) {
   const SamplingParams& p = *request.params;
-  return p.temperature < kTemperatureMin && !p.logprobs && p.logit_bias.empty() &&
-         request.masked_ids.empty() && p.repetition_penalty == 1.0f &&
-         p.presence_penalty == 0.0f && p.frequency_penalty == 0.0f;
+  return IsGreedy(p) && !p.logprobs && p.logit_bias.empty() && request.masked_ids.empty() &&
+         p.repetition_penalty == 1.0f && p.presence_penalty == 0.0f && p.frequency_penalty == 0.0f;
 }
 
 SampledToken Sampler::Sample(absl::Span<float> logits, const SampleRequest& request) {
@@ -59,9 +75,8 @@ SampledToken Sampler::Sample(absl::Span<float> logits, const SampleRequest& requ
     }
   }
   Penalise(logits, request);
-  token.id = p.temperature < kTemperatureMin
-                 ? static_cast<uint32_t>(Math().argmax(logits.data(), logits.size()))
-                 : Draw(logits, p, request.emitted_ids.size());
+  token.id = IsGreedy(p) ? static_cast<uint32_t>(Math().argmax(logits.data(), logits.size()))
+                         : Draw(logits, p, request.emitted_ids.size());
   if (p.logprobs) {
     const auto changed = std::find_if(changed_.begin(), changed_.end(),
                                       [&](const auto& c) { return c.first == token.id; });
@@ -110,7 +125,7 @@ void Sampler::Penalise(absl::Span<float> logits, const SampleRequest& request) {
     for (uint32_t id : request.emitted_ids) {
       if (counts_[id] == 0) continue;
       remember(id);
-      logits[id] -= p.frequency_penalty * static_cast<float>(counts_[id]) + p.presence_penalty;
+      logits[id] -= EmittedPenalty(p, counts_[id]);
       counts_[id] = 0;
     }
   }
@@ -143,30 +158,38 @@ uint32_t Sampler::Draw(absl::Span<const float> logits, const SamplingParams& p, 
     SelectTop(scaled_, kNucleusTry);
     double held = 0;
     for (const Candidate& c : candidates_) held += Weight(c.first);
-    if (held < mass) SelectTop(scaled_, n);
-    KeepNucleus(mass);
+    if (held < mass) {
+      KeepLargeNucleus(mass);
+    } else {
+      KeepNucleus(mass);
+    }
   } else {
     SelectTop(scaled_, n);
   }
   if (min_p) {
     // Relative to the best token, whose weight is 1 and which always stays.
-    const float least = std::min(0.0f, std::log(p.min_p));
+    const float least = LeastLogWeight(p);
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
                                      [&](const Candidate& c) { return c.first < least; }),
                       candidates_.end());
   }
   // In the order of ids: the draw does not depend on how the set was found.
-  std::sort(candidates_.begin(), candidates_.end(),
-            [](const Candidate& a, const Candidate& b) { return a.second < b.second; });
+  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.second < b.second; };
+  if (!std::is_sorted(candidates_.begin(), candidates_.end(), by_id)) {
+    std::sort(candidates_.begin(), candidates_.end(), by_id);
+  }
+  weights_.clear();
   double total = 0;
-  for (const Candidate& c : candidates_) total += Weight(c.first);
+  for (const Candidate& c : candidates_) {
+    weights_.push_back(Weight(c.first));
+    total += weights_.back();
+  }
   double passed = 0;
   uint32_t last = best;
-  for (const auto& [scaled, id] : candidates_) {
-    const double weight = Weight(scaled);
-    if (weight == 0) continue;
-    passed += weight;
-    last = id;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (weights_[i] == 0) continue;
+    passed += weights_[i];
+    last = candidates_[i].second;
     if (passed > u * total) break;
   }
   return last;
@@ -255,6 +278,30 @@ void Sampler::KeepNucleus(double mass) {
     }
   }
   candidates_.resize(high);
+}
+
+// Only the tokens of one bin are put in order.
+void Sampler::KeepLargeNucleus(double mass) {
+  weights_.assign(kBins, 0);
+  for (float scaled : scaled_) {
+    const size_t bin = BinOf(scaled);
+    if (bin < kBins - 1) weights_[bin] += Weight(scaled);
+  }
+  double before = 0;
+  size_t bin = 0;
+  while (bin < kBins - 1 && before + weights_[bin] < mass) before += weights_[bin++];
+  candidates_.clear();
+  for (size_t i = 0; i < scaled_.size(); ++i) {
+    if (BinOf(scaled_[i]) == bin) candidates_.emplace_back(scaled_[i], static_cast<uint32_t>(i));
+  }
+  if (candidates_.empty()) return SelectTop(scaled_, scaled_.size());  // the sum was rounded up
+  KeepNucleus(mass - before);
+  const Candidate last = *std::max_element(candidates_.begin(), candidates_.end(), Better);
+  candidates_.clear();
+  for (size_t i = 0; i < scaled_.size(); ++i) {
+    const Candidate c = {scaled_[i], static_cast<uint32_t>(i)};
+    if (!Better(last, c)) candidates_.push_back(c);
+  }
 }
 
 }  // namespace antiphon::engine

@@ -42,6 +42,13 @@ struct SampledToken {
   std::vector<std::pair<uint32_t, float>> top;  // top_logprobs alternatives, best first
 };
 
+// Below some temperature the division would overflow; the distribution is a point long before.
+bool IsGreedy(const SamplingParams& params);
+// The logarithm of min_p: of the least weight that may be drawn where the best one has 1.
+float LeastLogWeight(const SamplingParams& params);
+// What a token loses that was emitted `count` times, count > 0.
+float EmittedPenalty(const SamplingParams& params, uint32_t count);
+
 // Whether the draw is the lowest index of the largest logit and nothing else is told of it.
 bool IsPlainGreedy(const SampleRequest& request);
 
@@ -60,11 +67,14 @@ class Sampler {
   void SelectTop(absl::Span<const float> values, size_t count);
   // Keeps the fewest best candidates whose weights reach `mass`.
   void KeepNucleus(double mass);
+  // candidates_ becomes the nucleus of all that is in scaled_.
+  void KeepLargeNucleus(double mass);
 
   std::vector<std::pair<float, uint32_t>> candidates_;
   std::vector<std::pair<uint32_t, float>> changed_;  // (id, the model's logit), first change first
   std::vector<float> scaled_;                        // (logit - best) / temperature
   std::vector<float> maxima_, bounds_;
+  std::vector<double> weights_;
   std::vector<uint32_t> counts_;  // by id; all zero between calls
 };
 

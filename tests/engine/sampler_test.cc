@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -174,6 +175,57 @@ TEST(SamplerTest, DrawsFollowTheDistribution) {
 }
 
 // The draw inverts the cumulative distribution in the order of ids, at the counter's number.
+TEST(SamplerTest, LargeNucleiEndWhereTheirMassDoes) {
+  std::mt19937 random(5);
+  const auto compare = [](std::vector<float> logits, float top_p) {
+    std::vector<uint32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+    const float peak = logits[order[0]];
+    const auto weight = [&](uint32_t id) { return std::exp(double{logits[id] - peak}); };
+    double mass = 0;
+    for (uint32_t id : order) mass += weight(id);
+    double held = 0;
+    size_t size = 0;
+    while (size < order.size() && held < double{top_p} * mass) held += weight(order[size++]);
+    order.resize(size);
+    std::sort(order.begin(), order.end());
+    Sampler sampler;
+    for (uint64_t seed = 0; seed < 50; ++seed) {
+      double passed = 0;
+      size_t i = 0;
+      for (; i + 1 < size; ++i) {
+        passed += weight(order[i]);
+        if (passed > PhiloxUniform(seed, 0) * held) break;
+      }
+      std::vector<float> changed = logits;
+      const SamplingParams params = {.top_p = top_p, .seed = seed};
+      EXPECT_EQ(sampler.Sample(absl::MakeSpan(changed), {.params = &params}).id, order[i])
+          << size << " of " << logits.size() << " tokens, p " << top_p << ", seed " << seed;
+    }
+    return size;
+  };
+  size_t large = 0;
+  for (float spread : {0.3f, 2.0f, 4.0f}) {
+    std::vector<float> logits(20000);
+    for (float& l : logits) l = std::normal_distribution<float>(0, spread)(random);
+    for (float p : {0.5f, 0.9f, 0.99f}) large += compare(logits, p) > 1024;
+  }
+  EXPECT_GE(large, 5u);
+  // All alike: the lower ids. Ever less likely: to the tail, which no bin holds.
+  EXPECT_EQ(compare(std::vector<float>(5000, 1.5f), 0.75f), 3750u);
+  std::vector<float> falling(3000);
+  for (size_t i = 0; i < falling.size(); ++i) falling[i] = -0.001f * static_cast<float>(i);
+  compare(falling, 0.9999999f);
+  // A mass that was rounded up is never reached.
+  for (int turn = 0; turn < 30; ++turn) {
+    std::vector<float> alike(4096, -0.03f * static_cast<float>(turn));
+    alike[turn] = 0;
+    compare(alike, std::nextafter(1.0f, 0.0f));
+  }
+}
+
 TEST(SamplerTest, TheDrawIsTheCountersAndNothingElse) {
   TestRandom random(2);
   Sampler sampler;
