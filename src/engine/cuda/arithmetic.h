@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "engine/cuda/module.h"
+
 #ifdef __CUDACC__
 #define ANTIPHON_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -54,6 +56,35 @@ struct Best {
 ANTIPHON_HOST_DEVICE Best Better(Best x, Best y) {
   if (y.value > x.value || (y.value == x.value && y.id < x.id)) return y;
   return x;
+}
+
+// A logit as the request wants it, in the sampler's order: bias, mask, repetition, the other
+// penalties.
+ANTIPHON_HOST_DEVICE float EditedLogit(float logit, const LogitEdit& edit, float repetition) {
+  logit += edit.bias;
+  if (edit.masked) logit = -INFINITY;
+  if (edit.repeated) logit = logit > 0 ? logit / repetition : logit * repetition;
+  return logit - edit.penalty;
+}
+
+// exp for x <= 0 with the bits of the CPU kernels' (engine/cpu/exp-inl.h); 0 below -87.
+ANTIPHON_HOST_DEVICE float SamplerExp(float x) {
+  if (!(x >= -87.0f)) return 0.0f;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float n = fmaf(x, 1.44269504088896341f, magic) - magic;
+  float r = fmaf(n, -0.693359375f, x);
+  r = fmaf(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = fmaf(p, r, 1.3981999507e-3f);
+  p = fmaf(p, r, 8.3334519073e-3f);
+  p = fmaf(p, r, 4.1665795894e-2f);
+  p = fmaf(p, r, 1.6666665459e-1f);
+  p = fmaf(p, r, 5.0000001201e-1f);
+  p = fmaf(p, r * r, r) + 1.0f;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  memcpy(&power, &bits, sizeof(power));
+  return p * power;
 }
 
 // A hash for benchmarks' and tests' random numbers, uniform in [-1, 1).

@@ -20,6 +20,7 @@
 #include "engine/cpu/team.h"
 #include "engine/cpu/weights.h"
 #include "engine/cuda/arithmetic.h"
+#include "engine/cuda/draw_request.h"
 #include "engine/cuda/module.h"
 #include "model/card.h"
 
@@ -237,6 +238,7 @@ class CudaRunner final : public ModelRunner {
         shape_(shape),
         layout_(layout),
         rope_(std::move(rope)),
+        draw_requests_(shape.vocab),
         samplers_(static_cast<size_t>(threads)),
         team_(threads, "draw", 0, [this](int thread) { Draw(thread); }) {}
   ~CudaRunner() override { module_->destroy(engine_); }
@@ -275,6 +277,9 @@ class CudaRunner final : public ModelRunner {
     }
     RETURN_IF_ERROR(CheckStep(step, shape_, layout_));
     views_.clear();
+    draws_.clear();
+    edits_.clear();
+    draws_.reserve(step.chunks.size());
     for (const SequenceChunk& chunk : step.chunks) {
       views_.push_back({.sequence = chunk.sequence,
                         .tokens = chunk.tokens.data(),
@@ -282,6 +287,14 @@ class CudaRunner final : public ModelRunner {
                         .start = chunk.start,
                         .blocks = chunk.blocks.data(),
                         .output = OutputOf(chunk)});
+      if (views_.back().output != cuda::Output::kDraw) continue;
+      draws_.push_back(draw_requests_.Make(*chunk.sample, &edits_));
+      views_.back().draw = &draws_.back();
+    }
+    const cuda::LogitEdit* edits = edits_.data();
+    for (cuda::Draw& draw : draws_) {
+      draw.edits = edits;
+      edits += draw.edit_count;
     }
     ModuleError error;
     module_->submit(engine_, views_.data(), views_.size(), &error);
@@ -322,7 +335,7 @@ class CudaRunner final : public ModelRunner {
     RETURN_IF_ERROR(Noted(ToStatus(error)));
     result_.chunks.clear();
     result_.chunks.resize(views_.size());
-    draws_.clear();
+    draws_here_.clear();
     for (size_t i = 0; i < views_.size(); ++i) {
       const SequenceChunk& chunk = step_.chunks[i];
       ChunkResult& out = result_.chunks[i];
@@ -332,13 +345,14 @@ class CudaRunner final : public ModelRunner {
         out.logits.assign(outputs_[i].logits, outputs_[i].logits + rows * shape_.vocab);
       }
       if (!chunk.sample.has_value()) continue;
-      if (views_[i].output == cuda::Output::kGreedy) {
+      // Logits are there for all that the device did not draw, or left undecided.
+      if (outputs_[i].logits == nullptr) {
         out.sampled = SampledToken{.id = outputs_[i].token};
       } else {
-        draws_.push_back(i);
+        draws_here_.push_back(i);
       }
     }
-    if (draws_.size() > 1 && team_.size() > 1) {
+    if (draws_here_.size() > 1 && team_.size() > 1) {
       {
         absl::MutexLock lock(&mutex_);
         drawing_ = true;
@@ -351,7 +365,7 @@ class CudaRunner final : public ModelRunner {
       };
       mutex_.Await(absl::Condition(&drawn));
     } else {
-      for (size_t i : draws_) DrawOne(0, i);
+      for (size_t i : draws_here_) DrawOne(0, i);
     }
     return std::move(result_);
   }
@@ -362,7 +376,8 @@ class CudaRunner final : public ModelRunner {
   static cuda::Output OutputOf(const SequenceChunk& chunk) {
     if (chunk.want_logits) return cuda::Output::kAllLogits;
     if (!chunk.sample.has_value()) return cuda::Output::kNone;
-    return IsPlainGreedy(*chunk.sample) ? cuda::Output::kGreedy : cuda::Output::kLogits;
+    if (IsPlainGreedy(*chunk.sample)) return cuda::Output::kGreedy;
+    return cuda::DeviceDraws(*chunk.sample) ? cuda::Output::kDraw : cuda::Output::kLogits;
   }
 
   absl::Status Noted(absl::Status status) {
@@ -383,8 +398,9 @@ class CudaRunner final : public ModelRunner {
   }
 
   void Draw(int thread) {
-    team_.ForEach(static_cast<int>(draws_.size()), 1,
-                  [&](int begin, int) { DrawOne(thread, draws_[static_cast<size_t>(begin)]); });
+    team_.ForEach(static_cast<int>(draws_here_.size()), 1, [&](int begin, int) {
+      DrawOne(thread, draws_here_[static_cast<size_t>(begin)]);
+    });
     if (thread != 0) return;
     absl::MutexLock lock(&mutex_);
     drawing_ = false;
@@ -411,7 +427,10 @@ class CudaRunner final : public ModelRunner {
   std::vector<cuda::ChunkView> views_;
   std::vector<cuda::ChunkOutput> outputs_;
   StepResult result_;
-  std::vector<size_t> draws_;  // chunks whose tokens are drawn here
+  cuda::DrawRequests draw_requests_;
+  std::vector<cuda::Draw> draws_;
+  std::vector<cuda::LogitEdit> edits_;
+  std::vector<size_t> draws_here_;  // chunks whose tokens the host draws
   std::vector<Sampler> samplers_;
   std::atomic<bool> interrupted_ = false;
 

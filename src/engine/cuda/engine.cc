@@ -33,7 +33,6 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
   }
   chunks_.assign(chunks, chunks + count);
   work_.clear();
-  output_chunks_.clear();
   rows_ = 0;
   layers_done_ = 0;
   by_graph_ = DecodeBucket(static_cast<uint32_t>(count)) != 0;
@@ -53,9 +52,6 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
     }
     work.by_rows = chunk.token_count <= kRowCopyTokens;
     by_graph_ = by_graph_ && chunk.token_count == 1 && chunk.output != Output::kAllLogits;
-    if (chunk.output != Output::kNone) {
-      output_chunks_.push_back(static_cast<uint32_t>(work_.size()));
-    }
     rows_ += chunk.token_count;
     work_.push_back(work);
   }
@@ -73,6 +69,7 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
 Error Engine::Enqueue() {
   CUDA_RETURN_IF_ERROR(cudaEventRecord(step_begun_.get(), compute_.get()));
   CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(load_.get(), step_begun_.get(), 0));
+  MODULE_RETURN_IF_ERROR(PlaceOutputs());
   if (by_graph_) {
     MODULE_RETURN_IF_ERROR(RunGraph());
   } else {
@@ -107,9 +104,7 @@ Error Engine::FillTables(StepTables& tables, uint32_t rows_padded) {
                               ? DeviceAddress(chunk.blocks[block])
                               : 0;
     }
-    if (chunk.output == Output::kGreedy || chunk.output == Output::kLogits) {
-      host.output_rows[output++] = row - 1;
-    }
+    if (WantsLastRow(chunk.output)) host.output_rows[output++] = row - 1;
   }
   size_t chunk = work_.size();
   // Rows that fill the bucket live in page 0, which belongs to nobody.
@@ -339,63 +334,6 @@ Error Engine::RunLayers() {
   return {};
 }
 
-// Logits and best tokens, for the rows that asked for them.
-Error Engine::RunOutput(const StepTables& tables) {
-  size_t rows_host = 0;
-  uint32_t last_rows = 0;
-  for (uint32_t c : output_chunks_) {
-    const ChunkView& chunk = chunks_[c];
-    if (chunk.output == Output::kAllLogits) rows_host += chunk.token_count;
-    if (chunk.output == Output::kLogits) ++rows_host;
-    if (chunk.output != Output::kAllLogits) ++last_rows;
-  }
-  if (rows_host * config_.vocab > logits_host_.size()) {
-    logits_host_ = {};
-    MODULE_RETURN_IF_ERROR(logits_host_.Allocate(rows_host * config_.vocab));
-  }
-  size_t host_row = 0;
-  const auto send = [&](uint32_t from, uint32_t count) -> Error {
-    CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
-        logits_host_.data() + host_row * config_.vocab, config_.vocab * sizeof(float),
-        logits_.data() + size_t{from} * vocab_stride_, vocab_stride_ * sizeof(float),
-        config_.vocab * sizeof(float), count, cudaMemcpyDeviceToHost, compute_.get()));
-    host_row += count;
-    return {};
-  };
-  auto chunk = output_chunks_.begin();
-  for (uint32_t first = 0; first < last_rows; first += output_rows_max_) {
-    const uint32_t rows = std::min(output_rows_max_, last_rows - first);
-    CUDA_RETURN_IF_ERROR(RmsNorm(x_.data(), output_norm_, tables.device.output_rows + first, rows,
-                                 config_.hidden, config_.rms_eps, normed_.data(), compute_.get()));
-    MODULE_RETURN_IF_ERROR(
-        gemm_.Run(logits_product_, rows, output_, normed_.data(), logits_.data()));
-    CUDA_RETURN_IF_ERROR(Argmax(logits_.data(), rows, config_.vocab, vocab_stride_,
-                                best_.data() + first, compute_.get()));
-    for (uint32_t row = 0; row < rows; ++chunk) {
-      if (chunks_[*chunk].output == Output::kAllLogits) continue;
-      if (chunks_[*chunk].output == Output::kLogits) MODULE_RETURN_IF_ERROR(send(row, 1));
-      ++row;
-    }
-  }
-  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(best_host_.data(), best_.data(),
-                                       last_rows * sizeof(uint32_t), cudaMemcpyDeviceToHost,
-                                       compute_.get()));
-  for (uint32_t c : output_chunks_) {
-    if (chunks_[c].output != Output::kAllLogits) continue;
-    const uint32_t first = work_[c].first_row, count = chunks_[c].token_count;
-    for (uint32_t i = 0; i < count; i += output_rows_max_) {
-      const uint32_t rows = std::min(output_rows_max_, count - i);
-      CUDA_RETURN_IF_ERROR(RmsNorm(x_.data() + size_t{first + i} * config_.hidden, output_norm_,
-                                   nullptr, rows, config_.hidden, config_.rms_eps, normed_.data(),
-                                   compute_.get()));
-      MODULE_RETURN_IF_ERROR(
-          gemm_.Run(logits_product_, rows, output_, normed_.data(), logits_.data()));
-      MODULE_RETURN_IF_ERROR(send(0, rows));
-    }
-  }
-  return {};
-}
-
 // ---- Steps of single rows
 
 Error Engine::CaptureGraphs() {
@@ -482,27 +420,8 @@ Error Engine::RunGraph() {
   }
   CUDA_RETURN_IF_ERROR(cudaGraphLaunch(graph.graph.get(), compute_.get()));
   // Rows without an output are rare in such steps: they are computed and not sent.
-  uint32_t row = 0;
-  size_t rows_host = 0;
-  for (const ChunkView& chunk : chunks_) rows_host += chunk.output == Output::kLogits;
-  if (rows_host * config_.vocab > logits_host_.size()) {
-    CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(compute_.get()));
-    logits_host_ = {};
-    MODULE_RETURN_IF_ERROR(logits_host_.Allocate(size_t{bucket} * config_.vocab));
-  }
-  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(best_host_.data(), best_.data(), rows_ * sizeof(uint32_t),
-                                       cudaMemcpyDeviceToHost, compute_.get()));
-  size_t host_row = 0;
-  for (const ChunkView& chunk : chunks_) {
-    if (chunk.output == Output::kLogits) {
-      CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(logits_host_.data() + host_row++ * config_.vocab,
-                                           logits_.data() + size_t{row} * vocab_stride_,
-                                           config_.vocab * sizeof(float), cudaMemcpyDeviceToHost,
-                                           compute_.get()));
-    }
-    ++row;
-  }
-  return {};
+  MODULE_RETURN_IF_ERROR(FinishRows(0, rows_));
+  return SendBest(rows_);
 }
 
 // ---- Its end
@@ -540,24 +459,7 @@ Error Engine::Take(ChunkOutput* outputs) {
     pages_->AbandonStep();
     return broken_;
   }
-  size_t host_row = 0;
-  uint32_t row = 0;
-  // In the order in which RunOutput and RunGraph sent them.
-  for (size_t c = 0; c < chunks_.size(); ++c) {
-    outputs[c] = {};
-    const ChunkView& chunk = chunks_[c];
-    const bool counted =
-        by_graph_ || (chunk.output != Output::kNone && chunk.output != Output::kAllLogits);
-    if (counted) outputs[c].token = best_host_[row++];
-    if (chunk.output == Output::kLogits) {
-      outputs[c].logits = logits_host_.data() + host_row++ * config_.vocab;
-    }
-  }
-  for (size_t c = 0; c < chunks_.size(); ++c) {
-    if (chunks_[c].output != Output::kAllLogits) continue;
-    outputs[c].logits = logits_host_.data() + host_row * config_.vocab;
-    host_row += chunks_[c].token_count;
-  }
+  for (size_t c = 0; c < chunks_.size(); ++c) outputs[c] = OutputOf(work_[c]);
   return {};
 }
 

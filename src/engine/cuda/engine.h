@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/cuda/attention.h"
+#include "engine/cuda/draw.h"
 #include "engine/cuda/error.h"
 #include "engine/cuda/few_rows.h"
 #include "engine/cuda/gemm.h"
@@ -52,6 +53,10 @@ class StepTables {
   PinnedArray<std::byte> pinned_;
   DeviceArray<std::byte> memory_;
 };
+
+constexpr bool WantsLastRow(Output output) {
+  return output == Output::kGreedy || output == Output::kDraw || output == Output::kLogits;
+}
 
 class Engine {
  public:
@@ -92,6 +97,8 @@ class Engine {
     PageTable::Placement placement;
     bool registered = true;  // all its blocks lie in registered memory
     bool by_rows = false;    // K and V leave by rows, not by blocks
+    uint32_t best_row = 0;   // of best_host_
+    size_t logits_row = 0;   // of logits_host_
   };
   struct DecodeGraph {
     GraphExec graph;
@@ -122,7 +129,14 @@ class Engine {
   Error LoadLayers(uint32_t first, uint32_t end);
   Error CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t rows);
   Error CopyUnregisteredOut();
+  // Gives outputs their places in host memory and brings the draws to the device.
+  Error PlaceOutputs();
   Error RunOutput(const StepTables& tables);
+  // Draws and copies of logits for rows [first, end) of best_, whose logits lie in logits_.
+  Error FinishRows(uint32_t first, uint32_t end);
+  Error SendLogits(uint32_t row, uint32_t count, size_t logits_row);
+  Error SendBest(uint32_t rows);
+  ChunkOutput OutputOf(const Work& work) const;
   Error Copies(std::vector<void*>& to, std::vector<const void*>& from, std::vector<size_t>& sizes,
                cudaStream_t stream);
   uint64_t DeviceAddress(const std::byte* host) const;  // 0: not registered
@@ -161,6 +175,11 @@ class Engine {
   DeviceArray<uint32_t> best_;
   PinnedArray<uint32_t> best_host_;
   PinnedArray<float> logits_host_;
+  PinnedArray<DrawRow> draws_host_;
+  DeviceArray<DrawRow> draws_;
+  PinnedArray<LogitEdit> edits_host_;
+  DeviceArray<LogitEdit> edits_;
+  DeviceArray<float> originals_;  // the logits that edits changed
   DeviceArray<std::byte> kv_;
   Pages page_layout_;
   std::unique_ptr<PageTable> pages_;
@@ -173,7 +192,7 @@ class Engine {
   // The step at hand.
   std::vector<ChunkView> chunks_;
   std::vector<Work> work_;
-  std::vector<uint32_t> output_chunks_;  // chunks of output rows, in order
+  uint32_t draw_count_ = 0;
   uint32_t rows_ = 0;
   uint32_t layers_done_ = 0;
   bool by_graph_ = false;

@@ -38,6 +38,10 @@ Error Shape(const EngineConfig& c) {
       c.layer_bytes / 2 * c.layers > 0xffffffffu) {
     return refuse("the block's layout does not fit a device page");
   }
+  if (c.vocab > kDrawVocabMax) {
+    return refuse("the vocabulary has " + std::to_string(c.vocab) +
+                  " tokens; the CUDA engine serves " + std::to_string(kDrawVocabMax));
+  }
   if (c.step_tokens_max == 0 || c.rows_max == 0 || c.layers == 0 || c.vocab == 0) {
     return refuse("layers, vocab, step_tokens_max and rows_max must be positive");
   }
@@ -353,6 +357,8 @@ Error Engine::AllocateStep() {
   MODULE_RETURN_IF_ERROR(logits_.Allocate(size_t{output_rows_max_} * vocab_stride_));
   MODULE_RETURN_IF_ERROR(best_.Allocate(std::max(output_rows_max_, config_.step_tokens_max)));
   MODULE_RETURN_IF_ERROR(best_host_.Allocate(best_.size()));
+  MODULE_RETURN_IF_ERROR(draws_host_.Allocate(best_.size()));
+  MODULE_RETURN_IF_ERROR(draws_.Allocate(best_.size()));
   MODULE_RETURN_IF_ERROR(attention_partials_.Allocate(kPartialBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_.Allocate(kAttentionTableBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_pinned_.Allocate(kAttentionTableBytes));

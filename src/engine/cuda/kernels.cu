@@ -1,4 +1,5 @@
 #include "engine/cuda/arithmetic.h"
+#include "engine/cuda/block_best.cuh"
 #include "engine/cuda/dependent_launch.cuh"
 #include "engine/cuda/kernels.h"
 
@@ -154,23 +155,7 @@ __global__ void SiluMultiplyKernel(const uint16_t* __restrict__ gate_up, uint32_
 __global__ void __launch_bounds__(kArgmaxThreads)
     ArgmaxKernel(const float* __restrict__ x, uint32_t size, size_t stride,
                  uint32_t* __restrict__ ids) {
-  __shared__ Best partial[kWarp];
-  const float* row = x + blockIdx.x * stride;
-  Best best = {-INFINITY, 0xffffffffu};
-  for (uint32_t i = threadIdx.x; i < size; i += kArgmaxThreads) best = Better(best, {row[i], i});
-  const auto reduce = [](Best mine) {
-    for (uint32_t step = kWarp / 2; step > 0; step /= 2) {
-      const Best other = {__shfl_xor_sync(0xffffffffu, mine.value, step),
-                          __shfl_xor_sync(0xffffffffu, mine.id, step)};
-      mine = Better(mine, other);
-    }
-    return mine;
-  };
-  best = reduce(best);
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = best;
-  __syncthreads();
-  if (threadIdx.x >= kWarp) return;
-  best = reduce(partial[threadIdx.x]);
+  const Best best = BestOfBlock<kArgmaxThreads>(x + blockIdx.x * stride, size);
   // A row of NaN alone has no best: token 0 stands for it, as on the CPU.
   if (threadIdx.x == 0) ids[blockIdx.x] = best.id == 0xffffffffu ? 0 : best.id;
 }

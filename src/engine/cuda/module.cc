@@ -92,6 +92,6 @@ const Module kModule = {
 }  // namespace antiphon::engine::cuda
 
 extern "C" __attribute__((visibility("default"))) const antiphon::engine::cuda::Module*
-antiphon_cuda_module_v1() {
+antiphon_cuda_module_v2() {
   return &antiphon::engine::cuda::kModule;
 }

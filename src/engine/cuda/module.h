@@ -12,8 +12,8 @@
 
 namespace antiphon::engine::cuda {
 
-inline constexpr uint32_t kModuleAbi = 1;
-inline constexpr char kModuleEntry[] = "antiphon_cuda_module_v1";
+inline constexpr uint32_t kModuleAbi = 2;
+inline constexpr char kModuleEntry[] = "antiphon_cuda_module_v2";
 
 // `code` has the numbers of absl::StatusCode; 0 is success.
 struct ModuleError {
@@ -89,7 +89,30 @@ struct EngineConfig {
   bool copy_out = true;  // off in the benchmark that measures what copying costs
 };
 
-enum class Output : uint8_t { kNone, kGreedy, kLogits, kAllLogits };
+enum class Output : uint8_t { kNone, kGreedy, kDraw, kLogits, kAllLogits };
+
+// What a request does to one token's logit.
+struct LogitEdit {
+  uint32_t id = 0;
+  float bias = 0;
+  float penalty = 0;     // presence and frequency, to be subtracted
+  uint32_t emitted = 0;  // so often
+  bool masked = false;
+  bool repeated = false;  // the repetition penalty applies
+};
+
+// How a token is drawn: engine::SamplingParams with what can be worked out ahead worked out. One
+// edit a token at most.
+struct Draw {
+  const LogitEdit* edits = nullptr;
+  uint32_t edit_count = 0;
+  float repetition_penalty = 1;
+  float inverse_temperature = 0;  // 0: greedy
+  uint32_t top_k = 0;             // 0: off
+  float top_p = 1;
+  float least = -__builtin_inff();  // the logarithm of min_p
+  double u = 0;                     // uniform in [0, 1)
+};
 
 // Consecutive tokens of one sequence, as engine::SequenceChunk has them.
 struct ChunkView {
@@ -101,10 +124,12 @@ struct ChunkView {
   uint32_t start = 0;
   std::byte* const* blocks = nullptr;  // of [0, start + token_count)
   Output output = Output::kNone;
+  const Draw* draw = nullptr;  // with kDraw; read by Submit only
 };
 
-// After a step: the best token of each chunk with kGreedy; logits[row][vocab] of those with
-// kLogits (one row) and kAllLogits (token_count rows). Valid until the next Submit.
+// After a step: the token of each chunk with kGreedy and kDraw; logits[row][vocab] of those with
+// kLogits (one row) and kAllLogits (token_count rows), and of those with kDraw (one row) that the
+// device left undecided. Valid until the next Submit.
 struct ChunkOutput {
   uint32_t token = 0;
   const float* logits = nullptr;

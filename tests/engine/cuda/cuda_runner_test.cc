@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,70 @@ class OnDevice : public testing::Test {
   }
 };
 
+// Parameters of every kind in turn.
+SamplingParams ParamsOf(uint32_t i) {
+  SamplingParams p;
+  p.seed = 100 + i;
+  p.temperature = i % 11 == 0 ? 0.0f : 0.4f + 0.1f * static_cast<float>(i % 12);
+  if (i % 3 == 1) p.top_p = 0.5f + 0.05f * static_cast<float>(i % 10);
+  if (i % 5 == 2) p.top_k = 1 + i % 70;
+  if (i % 7 == 3) p.min_p = 0.01f * static_cast<float>(1 + i % 9);
+  if (i % 4 == 1) p.repetition_penalty = 1.5f;
+  if (i % 4 == 2) p.presence_penalty = 1.5f;
+  if (i % 8 == 4) p.frequency_penalty = 0.7f;
+  if (i % 9 == 5) p.logit_bias = {{3, 100.0f}, {4, 99.5f}};
+  if (i % 13 == 6) {
+    p.logprobs = true;
+    p.top_logprobs = 4;
+  }
+  return p;
+}
+
+// `count` draws behind the same tokens, in one step, against the sampler's from that step's logits.
+void CompareDraws(ModelRunner& runner, const std::vector<uint32_t>& tokens, uint32_t count) {
+  std::vector<SamplingParams> all;
+  for (uint32_t i = 0; i < count; ++i) all.push_back(ParamsOf(i));
+  Sampler sampler;
+  std::set<uint32_t> different;
+  // As many rows as tokens: the product then has one shape for the draws' logits and for those that
+  // come back, and rounds them alike.
+  const auto rows = static_cast<uint32_t>(tokens.size());
+  for (uint32_t first = 0; first < count; first += rows) {
+    std::vector<TestCache> caches;
+    for (uint32_t i = 0; i <= rows; ++i) caches.emplace_back(runner.layout(), tokens.size());
+    Step step;
+    for (uint32_t i = 0; i < std::min(rows, count - first); ++i) {
+      step.chunks.push_back(
+          {.sequence = first + i,
+           .tokens = tokens,
+           .start = 0,
+           .blocks = caches[i].blocks(),
+           .sample = SampleRequest{
+               .params = &all[first + i], .prompt_ids = tokens, .emitted_ids = tokens}});
+    }
+    step.chunks.push_back({.sequence = 100000 + first,
+                           .tokens = tokens,
+                           .start = 0,
+                           .blocks = caches[rows].blocks(),
+                           .want_logits = true});
+    const StepResult result = RunStep(runner, step);
+    const auto& logits = result.chunks.back().logits;
+    const size_t vocab = runner.shape().vocab;
+    ASSERT_EQ(logits.size(), tokens.size() * vocab);
+    for (size_t i = 0; i + 1 < step.chunks.size(); ++i) {
+      SCOPED_TRACE(first + i);
+      std::vector<float> last(logits.end() - static_cast<ptrdiff_t>(vocab), logits.end());
+      const SampledToken want = sampler.Sample(absl::MakeSpan(last), *step.chunks[i].sample);
+      ASSERT_TRUE(result.chunks[i].sampled.has_value());
+      EXPECT_EQ(result.chunks[i].sampled->id, want.id);
+      EXPECT_NEAR(result.chunks[i].sampled->logprob, want.logprob, 1e-3);
+      EXPECT_EQ(result.chunks[i].sampled->top.size(), want.top.size());
+      different.insert(want.id);
+    }
+  }
+  EXPECT_GT(different.size(), 5u);
+}
+
 TEST_F(OnDevice, ModelsOfEveryFormatAndFamilyMatchTheReference) {
   using model::TensorType;
   for (TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0,
@@ -138,52 +203,17 @@ TEST_F(OnDevice, DrawsWhatTheCpusSamplerDrawsFromTheSameLogits) {
   ASSERT_TRUE(file.ok());
   const auto runner = Make(file->get());
   ASSERT_NE(runner, nullptr);
-  const std::vector<uint32_t> tokens = {5, 9, 2, 200, 17};
-  std::vector<SamplingParams> all(9);
-  for (size_t i = 0; i < all.size(); ++i) all[i].seed = 100 + i;
-  all[0].temperature = 0;
-  all[1].top_k = 5;
-  all[2].top_p = 0.8f;
-  all[3].min_p = 0.1f;
-  all[4].repetition_penalty = 1.5f;
-  all[5].logprobs = true;
-  all[5].top_logprobs = 4;
-  all[6].temperature = 0;
-  all[6].logit_bias = {{3, 100.0f}};
-  all[7].temperature = 0;
-  all[7].presence_penalty = 1.5f;
-  std::vector<TestCache> caches(all.size(), TestCache(runner->layout(), 32));
-  for (TestCache& cache : caches) cache = TestCache(runner->layout(), 32);
-  Step step;
-  for (size_t i = 0; i < all.size(); ++i) {
-    step.chunks.push_back(
-        {.sequence = i,
-         .tokens = tokens,
-         .start = 0,
-         .blocks = caches[i].blocks(),
-         .sample = SampleRequest{.params = &all[i], .prompt_ids = tokens, .emitted_ids = tokens}});
-  }
-  // The logits themselves, from the same step.
-  TestCache other(runner->layout(), 32);
-  step.chunks.push_back({.sequence = 99,
-                         .tokens = tokens,
-                         .start = 0,
-                         .blocks = other.blocks(),
-                         .want_logits = true});
-  const StepResult result = RunStep(*runner, step);
-  const auto& logits = result.chunks.back().logits;
-  const size_t vocab = runner->shape().vocab;
-  ASSERT_EQ(logits.size(), tokens.size() * vocab);
-  Sampler sampler;
-  for (size_t i = 0; i < all.size(); ++i) {
-    SCOPED_TRACE(i);
-    std::vector<float> last(logits.end() - static_cast<ptrdiff_t>(vocab), logits.end());
-    const SampledToken want = sampler.Sample(absl::MakeSpan(last), *step.chunks[i].sample);
-    ASSERT_TRUE(result.chunks[i].sampled.has_value());
-    EXPECT_EQ(result.chunks[i].sampled->id, want.id);
-    EXPECT_NEAR(result.chunks[i].sampled->logprob, want.logprob, 1e-3);
-    EXPECT_EQ(result.chunks[i].sampled->top.size(), want.top.size());
-  }
+  CompareDraws(*runner, {5, 9, 2, 200, 17}, 200);
+}
+
+TEST_F(OnDevice, DrawsFromTheSmallModelAsTheCpusSampler) {
+  if (ShippedModel() == nullptr) GTEST_SKIP() << "no ANTIPHON_MODEL";
+  const auto runner = Make(ShippedModel());
+  ASSERT_NE(runner, nullptr);
+  // After a text, where little is likely, and after noise, where much is.
+  const Golden golden = ReadGolden();
+  CompareDraws(*runner, {golden.tokens.begin(), golden.tokens.begin() + 24}, 400);
+  CompareDraws(*runner, {30000, 17, 41234, 9, 555, 12000, 8, 40000}, 400);
 }
 
 TEST_F(OnDevice, RefusesWhatTheCpuEngineRefuses) {

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "engine/cuda/attention.h"
+#include "engine/cuda/draw.h"
 #include "engine/cuda/few_rows.h"
 #include "engine/cuda/gemm.h"
 #include "engine/cuda/kernels.h"
@@ -119,6 +120,146 @@ void TestArgmax() {
   auto ids = OnDevice<uint32_t>::Poisoned(rows);
   OK(Argmax(x_d.data(), rows, size, stride, ids.data(), stream));
   Expect(ids.Get() == std::vector<uint32_t>{99, size - 1, 0}, "argmax: ties, NaN, padding");
+}
+
+// The sum of exp(x[i]) of up to 1,024 values, rounded as the sampler's.
+double MassOf(const float* x, size_t count) {
+  float lanes[16] = {};
+  for (size_t i = 0; i < count; ++i) lanes[i % 16] += SamplerExp(x[i]);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return double(lanes[0]);
+}
+
+// The rules of engine/sampler.h over a sorted vocabulary.
+uint32_t PlainDraw(std::vector<float> logits, const Draw& d) {
+  for (uint32_t i = 0; i < d.edit_count; ++i) {
+    float& logit = logits[d.edits[i].id];
+    logit = EditedLogit(logit, d.edits[i], d.repetition_penalty);
+  }
+  const float peak = *std::max_element(logits.begin(), logits.end());
+  std::vector<uint32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+  if (d.inverse_temperature == 0 || peak == -INFINITY) return ids[0];
+  const size_t n = logits.size();
+  for (float& l : logits) l = (l - peak) * d.inverse_temperature;
+  const auto scaled = [&](uint32_t id) { return logits[id]; };
+  const auto weight = [&](uint32_t id) { return std::exp(double(scaled(id))); };
+  double mass = 0;
+  for (size_t c = 0; c < n; c += 1024) mass += MassOf(&logits[c], std::min<size_t>(1024, n - c));
+  const bool top_k = d.top_k > 0 && d.top_k < n;
+  if (!top_k && d.top_p >= 1 && d.least == -INFINITY) {
+    double passed = 0;
+    uint32_t last = 0;
+    for (size_t c = 0; c < n; c += 1024) {
+      const size_t end = std::min<size_t>(c + 1024, n);
+      const double of_chunk = MassOf(&logits[c], end - c);
+      if (end < n && passed + of_chunk <= d.u * mass) {
+        passed += of_chunk;
+        continue;
+      }
+      for (size_t i = c; i < end; ++i) {
+        if (weight(uint32_t(i)) == 0) continue;
+        passed += weight(last = uint32_t(i));
+        if (passed > d.u * mass) return last;
+      }
+    }
+    return last;
+  }
+  if (top_k) {
+    ids.resize(d.top_k);
+    mass = 0;
+    for (uint32_t id : ids) mass += weight(id);
+  }
+  double held = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    held += weight(ids[i]);
+    if (d.top_p < 1 && held >= double(d.top_p) * mass) ids.resize(i + 1);
+  }
+  while (scaled(ids.back()) < d.least) ids.pop_back();
+  std::sort(ids.begin(), ids.end());
+  double total = 0, passed = 0;
+  for (uint32_t id : ids) total += weight(id);
+  for (uint32_t id : ids) {
+    passed += weight(id);
+    if (passed > d.u * total) return id;
+  }
+  return ids.back();
+}
+
+void TestDraw(uint32_t size, float spread) {
+  const uint32_t rows = 64, stride = size + 5;
+  auto x = Random(size_t{rows} * stride, 1);
+  for (float& v : x) v *= spread;
+  for (uint32_t i = 0; i < size; ++i) x[4 * stride + i] = i % 2 ? -INFINITY : 1.0f;
+  std::vector<std::vector<LogitEdit>> edits(rows);
+  std::vector<LogitEdit> all_edits;
+  std::vector<DrawRow> draws(rows);
+  OnDevice<float> x_d(x);
+  auto tokens = OnDevice<uint32_t>::Poisoned(rows);
+  PinnedArray<float> undecided;
+  OK(undecided.Allocate(size_t{rows} * size));
+  for (uint32_t r = 0; r < rows; ++r) {
+    Draw& d = draws[r].draw;
+    const auto of = [&](uint64_t n, uint64_t what) {
+      return static_cast<uint32_t>((RandomUnit(1000 + r, what) + 1) / 2 * float(n));
+    };
+    d.inverse_temperature = r % 8 == 7 ? 0.0f : 0.5f + float(of(20, 0)) / 10;
+    d.u = r == 5 ? 0.0 : r == 6 ? 1.0 - 0x1p-53 : (double(RandomUnit(r, 77)) + 1) / 2;
+    if (r % 3 == 0) d.top_k = 1 + of(r % 2 ? 60 : 3000, 1);
+    if (r % 4 < 2) d.top_p = r % 5 == 0 ? 0.0f : 0.3f + float(of(70, 2)) / 100;
+    if (r % 6 > 3) d.least = std::log(float(1 + of(50, 3)) / 1000);
+    if (r % 5 > 2) {
+      for (uint32_t i = 0; i < 50; ++i) {
+        edits[r].push_back({.id = i * (size / 50),
+                            .bias = 4 * RandomUnit(r, 100 + i),
+                            .penalty = 0.5f * RandomUnit(r, 200 + i),
+                            .masked = i % 7 == 0,
+                            .repeated = i % 2 == 0});
+      }
+      d.repetition_penalty = 1.3f;
+    }
+    if (r == 10) {  // nothing may be drawn
+      d.top_k = 0;
+      edits[r].clear();
+      for (uint32_t i = 0; i < size; ++i) edits[r].push_back({.id = i, .masked = true});
+    }
+    d.edits = edits[r].data();
+    d.edit_count = static_cast<uint32_t>(edits[r].size());
+    draws[r].row = rows - 1 - r;
+    draws[r].first_edit = static_cast<uint32_t>(all_edits.size());
+    draws[r].token = tokens.data() + r;
+    draws[r].undecided = undecided.data() + size_t{r} * size;
+    all_edits.insert(all_edits.end(), edits[r].begin(), edits[r].end());
+  }
+  OnDevice<DrawRow> draws_d(draws);
+  OnDevice<LogitEdit> edits_d(all_edits);
+  auto originals = OnDevice<float>::Poisoned(all_edits.size());
+  OK(DrawTokens(draws_d.data(), rows, edits_d.data(), originals.data(), x_d.data(), size, stride,
+                stream));
+  const auto got = tokens.Get();
+  uint32_t left = 0;
+  for (uint32_t r = 0; r < rows; ++r) {
+    const auto begin = x.begin() + ptrdiff_t(draws[r].row) * stride;
+    const std::vector<float> logits(begin, begin + size);
+    const std::string name = "draw " + std::to_string(r) + " of " + std::to_string(size) +
+                             " tokens, spread " + std::to_string(spread);
+    if (got[r] == kUndecided) {
+      ++left;
+      Expect(std::memcmp(draws[r].undecided, logits.data(), size * sizeof(float)) == 0,
+             name + ": an undecided row's logits are the model's");
+      continue;
+    }
+    const uint32_t want = PlainDraw(logits, draws[r].draw);
+    Expect(got[r] == want, name + ": " + std::to_string(got[r]) + ", not " + std::to_string(want));
+  }
+  std::printf("draws of %u tokens, spread %.0f: %u of %u left to the host\n", size, spread, left,
+              rows);
+  // The largest u there is may pass the last sum.
+  Expect((spread == 0 && size > kDrawCandidates) || left <= 1, "all rows are decided");
 }
 
 void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t rope_dims,
@@ -435,6 +576,9 @@ int Main() {
   for (uint32_t size : {576u, 4096u, 12u}) TestRmsNorm(size);
   for (uint32_t size : {1536u, 14336u}) TestSilu(size);
   TestArgmax();
+  for (uint32_t size : {300u, 2048u, 49152u, 128256u}) {
+    for (float spread : {0.0f, 2.0f, 8.0f, 30.0f}) TestDraw(size, spread);
+  }
   TestRopeAndAppend(64, 9, 3, 64, false);
   TestRopeAndAppend(128, 32, 8, 128, true);
   TestRopeAndAppend(64, 4, 2, 32, true);
