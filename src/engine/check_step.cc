@@ -60,6 +60,12 @@ absl::Status CheckStep(const Step& step, const RunnerShape& shape, const KvLayou
         return absl::InvalidArgumentError(fmt::format("chunk {}: block {} is null", i, b));
       }
     }
+    const size_t written = layout.BlocksFor(end) - chunk.start / layout.block_tokens;
+    if (!chunk.checksums.empty() && chunk.checksums.size() != written * layout.layers) {
+      return absl::InvalidArgumentError(
+          fmt::format("chunk {} has room for {} checksums, needs {} for {} blocks", i,
+                      chunk.checksums.size(), written * layout.layers, written));
+    }
     for (uint32_t token : chunk.tokens) {
       if (token >= shape.vocab) {
         return absl::InvalidArgumentError(

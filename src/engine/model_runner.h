@@ -34,6 +34,11 @@ struct SequenceChunk {
   absl::Span<std::byte* const> blocks;
   std::optional<SampleRequest> sample;  // draw the token after the chunk's last
   bool want_logits = false;             // return float logits of every token (tests, echo)
+  // Room for the checksums (common/kv_layout.h) of what the chunk writes: [block][layer], from the
+  // block of `start` to that of the last token; empty: nobody wants them. A runner that makes them
+  // fills the layers below layers_done before it reports them, over all tokens that a block then
+  // holds, those of earlier steps too.
+  absl::Span<uint64_t> checksums;
 };
 
 struct Step {
@@ -71,6 +76,7 @@ struct RunnerShape {
   uint32_t context = 0;          // tokens
   uint32_t step_tokens_max = 0;  // sum over the chunks of a step
   bool copies_blocks = false;    // a chunk's first step may have to fetch its context
+  bool makes_checksums = false;  // others leave a chunk's `checksums` as they are
 };
 
 // Submit, Await, Take and UsePool belong to one thread; Progress and Interrupt may be called from
