@@ -30,6 +30,8 @@ void DecodeCore::Plan(absl::Time now, std::vector<engine::SequenceChunk>& chunks
     planned_.push_back(handle);
     const auto ids = absl::MakeConstSpan(s->ids);
     const bool masked = s->emitted_count() < s->min_tokens;
+    const bool fills = ids.size() % options_.layout.block_tokens == 0;
+    s->filled_checksums.assign(fills ? options_.layout.layers : 0, 0);
     chunks.push_back(
         {.sequence = handle,
          .tokens = ids.last(1),
@@ -40,6 +42,9 @@ void DecodeCore::Plan(absl::Time now, std::vector<engine::SequenceChunk>& chunks
                                          .emitted_ids = ids.subspan(s->prompt_count),
                                          .masked_ids = masked ? absl::MakeConstSpan(s->stop_ids)
                                                               : absl::Span<const uint32_t>()}});
+    if (options_.engine_makes_checksums) {
+      chunks.back().checksums = absl::MakeSpan(s->filled_checksums);
+    }
   }
 }
 
@@ -65,15 +70,15 @@ void DecodeCore::OnStepDone(const absl::StatusOr<absl::Span<const engine::ChunkR
     const uint32_t filled = s.ids.size();  // tokens whose K and V are in blocks now
     if (filled % block_tokens == 0) {
       const uint32_t index = filled / block_tokens - 1;
-      std::vector<uint64_t> checksums;
-      for (uint32_t layer = 0; layer < options_.layout.layers; ++layer) {
-        checksums.push_back(LayerChecksum(options_.layout,
-                                          s.payloads[index] + layer * options_.layout.layer_bytes(),
-                                          block_tokens));
+      for (uint32_t layer = 0; layer < options_.layout.layers && !options_.engine_makes_checksums;
+           ++layer) {
+        s.filled_checksums[layer] =
+            LayerChecksum(options_.layout,
+                          s.payloads[index] + layer * options_.layout.layer_bytes(), block_tokens);
       }
       s.keys.push_back(NextKey(index > 0 ? s.keys[index - 1] : s.root,
                                absl::MakeConstSpan(s.ids).last(block_tokens)));
-      CommitBlock(s, index, std::move(checksums));
+      CommitBlock(s, index, std::move(s.filled_checksums));
     }
     const engine::SampledToken& sampled = *(*results)[i].sampled;
     wire::TokenLogprobs logprobs;

@@ -64,6 +64,7 @@ struct CoreOptions {
   uint32_t vocab = 0;
   uint32_t context = 0;                               // tokens
   uint32_t sequences_max = 64;                        // rows of a step, and sequences admitted
+  bool engine_makes_checksums = false;                // else they are computed here
   absl::Duration tbt_max = absl::InfiniteDuration();  // admission refuses a predicted step above
   absl::Duration fetch_stall_max =
       absl::Seconds(2);  // announced KV that does not arrive for so long

@@ -89,6 +89,8 @@ struct Sequence {
   bool timings_due = false;  // transfer_s goes out with the next token
 
   bool in_step = false;
+  // By layer, of the block that the running step fills, if it fills one; the engine may write here.
+  std::vector<uint64_t> filled_checksums;
   bool closing_fetch = false;  // slots wait for FetchClose's reply
 
   uint32_t emitted_count() const { return ids.size() - prompt_count; }

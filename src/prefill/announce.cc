@@ -21,17 +21,19 @@ uint64_t ChecksumOf(const KvLayout& layout, const std::byte* payload, uint32_t l
 
 }  // namespace
 
-// Extends the checksums of the chunk's blocks up to `to_layer`.
+// Extends the checksums of the chunk's blocks up to `to_layer`, where the engine did not.
 void PrefillCore::ChecksumLayers(Stream& s, uint32_t to_layer) {
+  if (options_.engine_makes_checksums) return;
   const KvLayout& layout = options_.layout;
   const uint32_t first = s.done_tokens / layout.block_tokens;
-  s.checksums.resize(layout.BlocksFor(s.chunk_end) - first);
-  for (uint32_t i = 0; i < s.checksums.size(); ++i) {
-    const uint32_t tokens = FilledTokens(first + i, s.chunk_end, layout.block_tokens);
-    for (uint32_t layer = s.checksums[i].size(); layer < to_layer; ++layer) {
-      s.checksums[i].push_back(ChecksumOf(layout, s.payloads[first + i], layer, tokens));
+  for (uint32_t i = first; i < layout.BlocksFor(s.chunk_end); ++i) {
+    const uint32_t tokens = FilledTokens(i, s.chunk_end, layout.block_tokens);
+    uint64_t* sums = &s.checksums[(i - first) * size_t{layout.layers}];
+    for (uint32_t layer = s.checksum_layers; layer < to_layer; ++layer) {
+      sums[layer] = ChecksumOf(layout, s.payloads[i], layer, tokens);
     }
   }
+  s.checksum_layers = std::max(s.checksum_layers, to_layer);
 }
 
 void PrefillCore::SendReady(Stream& s, wire::Ready ready) {
@@ -79,7 +81,7 @@ void PrefillCore::AnnounceLayers(Stream& s, uint32_t to_layer) {
     block.set_tokens(FilledTokens(i, s.chunk_end, layout.block_tokens));
     block.set_first_layer(s.announced_layers);
     for (uint32_t layer = s.announced_layers; layer < to_layer; ++layer) {
-      block.add_checksums(s.checksums[i - first][layer]);
+      block.add_checksums(s.checksums[(i - first) * size_t{layout.layers} + layer]);
     }
   }
   s.announced_layers = to_layer;
@@ -103,7 +105,7 @@ void PrefillCore::AnnounceChunk(Stream& s, const engine::ChunkResult* last, absl
     if (s.same_host) continue;
     block.set_first_layer(s.announced_layers);
     for (uint32_t layer = s.announced_layers; layer < layout.layers; ++layer) {
-      block.add_checksums(s.checksums[i - first][layer]);
+      block.add_checksums(s.checksums[(i - first) * size_t{layout.layers} + layer]);
     }
   }
   if (last != nullptr) {
@@ -134,8 +136,9 @@ void PrefillCore::CommitChunk(const Stream& s) {
     meta.set_position(i);
     meta.mutable_token_ids()->Assign(s.ids.begin() + i * block_tokens,
                                      s.ids.begin() + (i + 1) * block_tokens);
-    meta.mutable_layer_checksums()->Assign(s.checksums[i - first].begin(),
-                                           s.checksums[i - first].end());
+    const uint32_t layers = options_.layout.layers;
+    const uint64_t* sums = &s.checksums[(i - first) * size_t{layers}];
+    meta.mutable_layer_checksums()->Assign(sums, sums + layers);
     Fire(std::move(request));
   }
 }

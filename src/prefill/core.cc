@@ -321,14 +321,17 @@ void PrefillCore::Plan(uint32_t tokens, absl::Time now,
     s->in_step = true;
     s->chunk_end = end;
     s->announced_layers = 0;
-    s->checksums.clear();
+    const uint32_t blocks = options_.layout.BlocksFor(end);
+    s->checksums.assign((blocks - s->done_tokens / block) * size_t{options_.layout.layers}, 0);
+    s->checksum_layers = 0;
     s->first_step = std::min(s->first_step, now);
     planned_.push_back(s->handle);
     engine::SequenceChunk chunk{
         .sequence = s->handle,
         .tokens = absl::MakeConstSpan(s->ids).subspan(s->done_tokens, end - s->done_tokens),
         .start = s->done_tokens,
-        .blocks = absl::MakeConstSpan(s->payloads).first(options_.layout.BlocksFor(end))};
+        .blocks = absl::MakeConstSpan(s->payloads).first(blocks)};
+    if (options_.engine_makes_checksums) chunk.checksums = absl::MakeSpan(s->checksums);
     if (end == n) {
       chunk.sample =
           engine::SampleRequest{.params = &s->params,

@@ -52,10 +52,11 @@ struct Stream;
 struct CoreOptions {
   KvLayout layout;
   uint32_t vocab = 0;
-  uint32_t context = 0;          // tokens
-  uint32_t streams_max = 1024;   // more are refused RESOURCE_EXHAUSTED
-  uint32_t publish_layers = 0;   // announce at least so many layers at a time; 0: an eighth
-  double seconds_per_token = 0;  // predicted; orders the queue by slack
+  uint32_t context = 0;                 // tokens
+  uint32_t streams_max = 1024;          // more are refused RESOURCE_EXHAUSTED
+  uint32_t publish_layers = 0;          // announce at least so many layers at a time; 0: an eighth
+  double seconds_per_token = 0;         // predicted; orders the queue by slack
+  bool engine_makes_checksums = false;  // else they are computed here, of the blocks' bytes
   absl::Duration deadline_default = absl::Seconds(600);  // of a request that names none
 };
 
@@ -122,13 +123,14 @@ class PrefillCore {
   void Plan(uint32_t tokens, absl::Time now, std::vector<engine::SequenceChunk>& chunks);
   // Whether a consumer of a planned chunk waits for layers: on the same host it waits for all.
   bool WatchesLayers() const;
-  // K and V of the planned chunks are in the blocks for layers [0, layers_done).
+  // K and V of the planned chunks are in the blocks for layers [0, layers_done), and
+  // with them the checksums that the engine makes.
   void OnProgress(uint32_t layers_done);
   // The step that held the planned chunks is over; `results` are theirs, in order.
   void OnStepDone(const absl::StatusOr<absl::Span<const engine::ChunkResult>>& results,
                   absl::Time now);
   // Tells the store of the blocks that the step filled. After OnStepDone, whose messages are better
-  // on their way: the checksums that no consumer waited for are computed here.
+  // on their way: the checksums that no consumer waited for and no engine made are computed here.
   void CommitStep();
 
   // Ends what is past its deadline.

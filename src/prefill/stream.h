@@ -56,7 +56,9 @@ struct Stream {
   bool in_step = false;
   uint32_t chunk_end = 0;
   uint32_t announced_layers = 0;
-  std::vector<std::vector<uint64_t>> checksums;  // [block of the chunk][layer], as announced
+  // [block of the chunk][layer]; an engine that makes checksums writes into it while the step runs.
+  std::vector<uint64_t> checksums;
+  uint32_t checksum_layers = 0;  // [0, checksum_layers) of every block are computed here
 
   bool first_message = true;
 };

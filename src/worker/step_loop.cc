@@ -56,13 +56,15 @@ void StepLoop::Begin(std::unique_ptr<engine::ModelRunner> runner, internal::v1::
         prefill::CoreOptions{.layout = runner_->layout(),
                              .vocab = shape.vocab,
                              .context = shape.context,
-                             .seconds_per_token = cost.prefill_per_token()});
+                             .seconds_per_token = cost.prefill_per_token(),
+                             .engine_makes_checksums = shape.makes_checksums});
     decode_ = std::make_unique<decode::DecodeCore>(decode::CoreOptions{
         .self = options_.self.node,
         .layout = runner_->layout(),
         .vocab = shape.vocab,
         .context = shape.context,
         .sequences_max = std::min(options_.max_sequences, shape.step_tokens_max),
+        .engine_makes_checksums = shape.makes_checksums,
         .tbt_max = options_.tbt_max});
     decode_->SetStepCost({cost.step_base(), cost.step_per_row(), cost.step_per_context()});
     if (draining_) SetDraining();

@@ -69,6 +69,10 @@ absl::Status HashRunner::Submit(engine::Step step) {
         chunk.blocks.size() < layout_.BlocksFor(end)) {
       return absl::InvalidArgumentError("malformed chunk");
     }
+    const size_t written = layout_.BlocksFor(end) - chunk.start / layout_.block_tokens;
+    if (!chunk.checksums.empty() && chunk.checksums.size() != written * layout_.layers) {
+      return absl::InvalidArgumentError("room for a wrong number of checksums");
+    }
     for (uint32_t token : chunk.tokens) {
       if (token >= shape_.vocab) return absl::InvalidArgumentError("token out of range");
     }
@@ -93,7 +97,12 @@ engine::StepProgress HashRunner::Await(engine::StepProgress seen, absl::Duration
 void HashRunner::AdvanceLayer() {
   if (!submitted_ || progress_.finished) return;
   if (progress_.layers_done < layout_.layers) {
-    for (const auto& chunk : step_.chunks) ComputeLayer(chunk, progress_.layers_done);
+    for (const auto& chunk : step_.chunks) {
+      ComputeLayer(chunk, progress_.layers_done);
+      if (shape_.makes_checksums && !chunk.checksums.empty()) {
+        MakeChecksums(chunk, progress_.layers_done);
+      }
+    }
     ++progress_.layers_done;
   } else {
     progress_.finished = true;
@@ -110,6 +119,17 @@ void HashRunner::ComputeLayer(const engine::SequenceChunk& chunk, uint32_t layer
     Fill(h, At(layout_, chunk, p, layer, false), layout_.token_bytes());
     Fill(Mix(h, 1), At(layout_, chunk, p, layer, true), layout_.token_bytes());
     past = MixToken(layout_, chunk, p, layer, past);
+  }
+}
+
+void HashRunner::MakeChecksums(const engine::SequenceChunk& chunk, uint32_t layer) const {
+  const uint32_t end = chunk.start + chunk.tokens.size();
+  const uint32_t first = chunk.start / layout_.block_tokens;
+  for (uint32_t b = first; b < layout_.BlocksFor(end); ++b) {
+    chunk.checksums[(b - first) * layout_.layers + layer] =
+        LayerChecksum(layout_, chunk.blocks[b] + layer * layout_.layer_bytes(),
+                      std::min(layout_.block_tokens, end - b * layout_.block_tokens)) +
+        (spoiled_ ? 1 : 0);
   }
 }
 

@@ -4,7 +4,8 @@
 // position's view of every layer, the sampling parameters that matter and (with penalties) the ids.
 //
 // No threads: one layer is computed by each Await (or AdvanceLayer), so that a test decides what
-// happens between two layers. Memory is read and written at that moment, not at Submit.
+// happens between two layers. Memory is read and written at that moment, not at Submit. With
+// shape.makes_checksums a layer's checksums are made with it.
 #ifndef ANTIPHON_TESTS_FAKES_HASH_RUNNER_H_
 #define ANTIPHON_TESTS_FAKES_HASH_RUNNER_H_
 
@@ -39,9 +40,12 @@ class HashRunner final : public engine::ModelRunner {
   void AdvanceLayer();
   // The next Take returns this.
   void FailStep(absl::Status status) { failure_ = std::move(status); }
+  // Checksums made from now on are wrong.
+  void SpoilChecksums() { spoiled_ = true; }
 
  private:
   void ComputeLayer(const engine::SequenceChunk& chunk, uint32_t layer);
+  void MakeChecksums(const engine::SequenceChunk& chunk, uint32_t layer) const;
   engine::SampledToken Draw(const engine::SequenceChunk& chunk) const;
 
   KvLayout layout_;
@@ -50,6 +54,7 @@ class HashRunner final : public engine::ModelRunner {
   bool submitted_ = false;
   engine::StepProgress progress_;
   absl::Status failure_;
+  bool spoiled_ = false;
 };
 
 // The tokens that follow `ids` (prompt, then emitted), computed in one place with memory of its

@@ -36,24 +36,35 @@ WorkerCluster::WorkerCluster(ClusterOptions options)
   for (uint32_t host : options_.prefill_hosts) {
     prefills_.push_back(std::make_unique<PrefillWorker>());
     prefills_.back()->host = host;
+    prefills_.back()->runner = MakeRunner();
     Attach(*prefills_.back());
   }
   for (uint32_t host : options_.decode_hosts) {
     decodes_.push_back(std::make_unique<DecodeWorker>());
     DecodeWorker& worker = *decodes_.back();
     worker.host = host;
+    worker.runner = MakeRunner();
     worker.gateway = next_stream_++;
     worker.core = std::make_unique<decode::DecodeCore>(
         decode::CoreOptions{.self = NodeId(absl::StrCat("decode-", decodes_.size() - 1)),
                             .layout = SmallLayout(),
                             .vocab = 1000,
                             .context = 4096,
-                            .sequences_max = options_.sequences_max});
+                            .sequences_max = options_.sequences_max,
+                            .engine_makes_checksums = options_.engines_make_checksums});
     Attach(worker);
   }
 }
 
 WorkerCluster::~WorkerCluster() = default;
+
+std::unique_ptr<HashRunner> WorkerCluster::MakeRunner() const {
+  return std::make_unique<HashRunner>(
+      SmallLayout(), engine::RunnerShape{.vocab = 1000,
+                                         .context = 4096,
+                                         .step_tokens_max = 64,
+                                         .makes_checksums = options_.engines_make_checksums});
+}
 
 void WorkerCluster::Attach(PrefillWorker& worker) {
   FakeStore* store = stores_[worker.host].get();
@@ -61,8 +72,12 @@ void WorkerCluster::Attach(PrefillWorker& worker) {
   worker.to_store.clear();
   worker.from_store.clear();
   if (worker.core == nullptr) {
-    worker.core = std::make_unique<prefill::PrefillCore>(prefill::CoreOptions{
-        .layout = SmallLayout(), .vocab = 1000, .context = 4096, .publish_layers = 1});
+    worker.core = std::make_unique<prefill::PrefillCore>(
+        prefill::CoreOptions{.layout = SmallLayout(),
+                             .vocab = 1000,
+                             .context = 4096,
+                             .publish_layers = 1,
+                             .engine_makes_checksums = options_.engines_make_checksums});
   }
   worker.core->OnStoreAttached(
       {.incarnation = store->incarnation(),
@@ -443,7 +458,7 @@ void WorkerCluster::RestartPrefill(uint32_t index) {
   PrefillWorker& worker = *prefills_[index];
   stores_[worker.host]->DropClient(worker.client);
   worker.core = nullptr;
-  worker.runner = std::make_unique<HashRunner>();
+  worker.runner = MakeRunner();
   worker.stepping = false;
   Attach(worker);
   for (auto& call : calls_) {

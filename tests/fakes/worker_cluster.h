@@ -30,6 +30,7 @@ struct ClusterOptions {
   std::vector<uint32_t> prefill_hosts = {0};
   std::vector<uint32_t> decode_hosts = {0};
   uint64_t seed = 1;
+  bool engines_make_checksums = false;
 };
 
 // What the gateway knows of one request.
@@ -81,6 +82,8 @@ class WorkerCluster {
   Request& request(size_t index) { return *requests_[index]; }
   decode::DecodeCore& decode(uint32_t index) { return *decodes_[index]->core; }
   prefill::PrefillCore& prefill(uint32_t index) { return *prefills_[index]->core; }
+  HashRunner& decode_runner(uint32_t index) { return *decodes_[index]->runner; }
+  HashRunner& prefill_runner(uint32_t index) { return *prefills_[index]->runner; }
   FakeStore& store(uint32_t host) { return *stores_[host]; }
   absl::Time now() const { return now_; }
   uint64_t Random(uint64_t below) { return rng_() % below; }
@@ -95,7 +98,7 @@ class WorkerCluster {
     uint64_t client = 0;  // its name at the store
     std::deque<internal::v1::StoreRequest> to_store;
     std::deque<internal::v1::StoreReply> from_store;
-    std::unique_ptr<HashRunner> runner = std::make_unique<HashRunner>();
+    std::unique_ptr<HashRunner> runner;
     bool stepping = false;
     size_t chunks = 0;
   };
@@ -121,6 +124,7 @@ class WorkerCluster {
     bool up_closed = false;    // nothing is delivered to decode any more
   };
 
+  std::unique_ptr<HashRunner> MakeRunner() const;
   void Place(Request& request);
   void Attach(PrefillWorker& worker);
   void Attach(DecodeWorker& worker);

@@ -21,21 +21,28 @@ WorkerProcess::WorkerProcess(Cluster* cluster, Role role, uint32_t index, uint32
       role_(role),
       index_(index),
       host_(host),
-      identity_(IdentityOf(name(), cluster->NextIncarnation())) {
+      identity_(IdentityOf(name(), cluster->NextIncarnation())),
+      runner_(fakes::SmallLayout(), {.vocab = kVocab,
+                                     .context = kContext,
+                                     .step_tokens_max = 64,
+                                     .makes_checksums = index % 2 == 1}) {
+  const bool makes_checksums = runner_.shape().makes_checksums;
   if (role_ == Role::kPrefill) {
-    prefill_ =
-        std::make_unique<prefill::PrefillCore>(prefill::CoreOptions{.layout = fakes::SmallLayout(),
-                                                                    .vocab = kVocab,
-                                                                    .context = kContext,
-                                                                    .publish_layers = 1,
-                                                                    .seconds_per_token = 0.0002});
+    prefill_ = std::make_unique<prefill::PrefillCore>(
+        prefill::CoreOptions{.layout = fakes::SmallLayout(),
+                             .vocab = kVocab,
+                             .context = kContext,
+                             .publish_layers = 1,
+                             .seconds_per_token = 0.0002,
+                             .engine_makes_checksums = makes_checksums});
   } else {
     decode_ = std::make_unique<decode::DecodeCore>(
         decode::CoreOptions{.self = NodeId(name()),
                             .layout = fakes::SmallLayout(),
                             .vocab = kVocab,
                             .context = kContext,
-                            .sequences_max = cluster->shape().sequences_max});
+                            .sequences_max = cluster->shape().sequences_max,
+                            .engine_makes_checksums = makes_checksums});
   }
   After(absl::ZeroDuration(), [this] { AttachStore(); });
   After(absl::Milliseconds(20), [this] { Tick(); });

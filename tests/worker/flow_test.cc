@@ -85,6 +85,21 @@ TEST(FlowTest, PrefillFetchesThePrefixThatAnotherHostHas) {
   EXPECT_EQ(cluster.Leaks(), "");
 }
 
+// The stores verify what is committed and copied, so that a checksum of another layer or block
+// shows as a leak; these ones are wrong, so that a core that computes its own shows as well.
+TEST(FlowTest, BlocksAreCommittedWithTheChecksumsThatTheEngineMade) {
+  for (const bool in_prefill : {true, false}) {
+    SCOPED_TRACE(in_prefill);
+    WorkerCluster cluster({.engines_make_checksums = true});
+    (in_prefill ? cluster.prefill_runner(0) : cluster.decode_runner(0)).SpoilChecksums();
+    const size_t r = cluster.Start({.prompt = Prompt(9), .max_tokens = 12});
+    cluster.Run();
+    ExpectServed(cluster, r);
+    // Of five whole blocks prefill fills two, decode the others.
+    EXPECT_EQ(cluster.store(0).errors(), in_prefill ? 2u : 3u) << cluster.store(0).last_error();
+  }
+}
+
 TEST(FlowTest, AFullPoolPreemptsTheYoungestAndAllAreServed) {
   WorkerCluster cluster({.slots = 16, .seed = 3});
   std::vector<size_t> requests;
@@ -125,7 +140,7 @@ void RunSeed(uint64_t seed) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   std::mt19937_64 rng(seed);
   const auto draw = [&rng](uint64_t below) { return static_cast<uint32_t>(rng() % below); };
-  ClusterOptions options{.seed = seed};
+  ClusterOptions options{.seed = seed, .engines_make_checksums = seed % 2 == 0};
   options.hosts = 1 + draw(3);
   options.slots = 14 + draw(40);
   options.chunk_tokens = 4 + draw(20);

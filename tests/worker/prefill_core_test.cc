@@ -32,9 +32,10 @@ class PrefillCoreTest : public testing::Test {
   }
 
   // Performs what the core wants, and what follows from that.
-  Done Perform() {
+  Done Perform() { return Perform(core_); }
+  Done Perform(PrefillCore& core) {
     Done done;
-    for (std::vector<Action> actions; !(actions = core_.TakeActions()).empty();) {
+    for (std::vector<Action> actions; !(actions = core.TakeActions()).empty();) {
       for (Action& action : actions) {
         if (auto* send = std::get_if<Send>(&action)) {
           done.readies.push_back(send->message.ready());
@@ -46,7 +47,7 @@ class PrefillCoreTest : public testing::Test {
         }
       }
       for (; !store_.replies().empty(); store_.replies().pop_front()) {
-        core_.OnStoreReply(store_.replies().front().reply, now_);
+        core.OnStoreReply(store_.replies().front().reply, now_);
       }
     }
     return done;
@@ -106,6 +107,77 @@ TEST_F(PrefillCoreTest, AConsumerElsewhereGetsTheChecksumsWithTheToken) {
   for (const auto& block : told.readies[0].blocks()) EXPECT_EQ(block.checksums_size(), 3);
   core_.CommitStep();
   EXPECT_EQ(Perform().commits.size(), 2u);
+}
+
+// A number for each checksum: which one it is shows where it comes out.
+uint64_t Marked(uint32_t block, uint32_t layer) { return 1000 + 100 * block + layer; }
+
+TEST_F(PrefillCoreTest, TheEnginesChecksumsAreToldLayerByLayerAndCommitted) {
+  PrefillCore core({.layout = kLayout,
+                    .vocab = 100,
+                    .context = 100,
+                    .publish_layers = 1,
+                    .engine_makes_checksums = true});
+  core.OnStoreAttached({.incarnation = kIncarnation,
+                        .data_address = "store",
+                        .payload = [this](uint32_t slot) { return store_.Payload(slot); }});
+  core.OnOpen(kStream, MakeOpen(kIncarnation + 1), now_);
+  Perform(core);
+  // One block, then one and a half.
+  for (const uint32_t first : {0, 1}) {
+    const uint32_t count = first + 1;
+    SCOPED_TRACE(first);
+    std::vector<engine::SequenceChunk> chunks;
+    core.Plan(first == 0 ? 5 : 512, now_, chunks);
+    ASSERT_EQ(chunks.size(), 1u);
+    ASSERT_EQ(chunks[0].checksums.size(), count * kLayout.layers);
+    Perform(core);
+    const auto make = [&](uint32_t layer) {
+      for (uint32_t i = 0; i < count; ++i) {
+        chunks[0].checksums[i * kLayout.layers + layer] = Marked(first + i, layer);
+      }
+    };
+    const auto expect_told = [&](const Done& done, uint32_t first_layer, uint32_t end_layer) {
+      ASSERT_EQ(done.readies.size(), 1u);
+      ASSERT_EQ(done.readies[0].blocks_size(), static_cast<int>(count));
+      for (uint32_t i = 0; i < count; ++i) {
+        const auto& block = done.readies[0].blocks(static_cast<int>(i));
+        EXPECT_EQ(block.index(), first + i);
+        EXPECT_EQ(block.first_layer(), first_layer);
+        ASSERT_EQ(block.checksums_size(), static_cast<int>(end_layer - first_layer));
+        for (uint32_t layer = first_layer; layer < end_layer; ++layer) {
+          EXPECT_EQ(block.checksums(static_cast<int>(layer - first_layer)),
+                    Marked(first + i, layer));
+        }
+      }
+    };
+    make(0);
+    core.OnProgress(1);
+    expect_told(Perform(core), 0, 1);
+    make(1);
+    make(2);
+    std::vector<engine::ChunkResult> results(1);
+    if (first > 0) results[0].sampled = engine::SampledToken{.id = 7};
+    core.OnStepDone(absl::MakeConstSpan(results), now_);
+    expect_told(Perform(core), 1, 3);
+    core.CommitStep();
+    const Done committed = Perform(core);
+    ASSERT_EQ(committed.commits.size(), 1u);  // the last block is half full
+    const auto& meta = committed.commits[0].commit().meta();
+    EXPECT_EQ(meta.position(), first);
+    for (uint32_t layer = 0; layer < kLayout.layers; ++layer) {
+      EXPECT_EQ(meta.layer_checksums(static_cast<int>(layer)), Marked(first, layer));
+    }
+  }
+}
+
+TEST_F(PrefillCoreTest, AnEngineThatMakesNoChecksumsIsNotAskedForThem) {
+  core_.OnOpen(kStream, MakeOpen(kIncarnation), now_);
+  Perform();
+  std::vector<engine::SequenceChunk> chunks;
+  core_.Plan(512, now_, chunks);
+  ASSERT_EQ(chunks.size(), 1u);
+  EXPECT_TRUE(chunks[0].checksums.empty());
 }
 
 TEST_F(PrefillCoreTest, WhatTheConsumerDidNotFindInTheSameStoreIsNotLookedForAgain) {
