@@ -286,7 +286,8 @@ class CudaRunner final : public ModelRunner {
                         .token_count = static_cast<uint32_t>(chunk.tokens.size()),
                         .start = chunk.start,
                         .blocks = chunk.blocks.data(),
-                        .output = OutputOf(chunk)});
+                        .output = OutputOf(chunk),
+                        .checksums = chunk.checksums.empty() ? nullptr : chunk.checksums.data()});
       if (views_.back().output != cuda::Output::kDraw) continue;
       draws_.push_back(draw_requests_.Make(*chunk.sample, &edits_));
       views_.back().draw = &draws_.back();
@@ -505,7 +506,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::ModelFi
   const RunnerShape shape = {.vocab = s.vocab,
                              .context = s.context,
                              .step_tokens_max = options.step_tokens_max,
-                             .copies_blocks = true};
+                             .copies_blocks = true,
+                             .makes_checksums = true};
   return std::unique_ptr<ModelRunner>(
       new CudaRunner(module, engine, shape, layout,
                      fmt::format("halves dims={} base={} scale={} freqs={}", s.rope_dims,

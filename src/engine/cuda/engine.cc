@@ -34,6 +34,7 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
   chunks_.assign(chunks, chunks + count);
   work_.clear();
   rows_ = 0;
+  checksummed_ = 0;
   layers_done_ = 0;
   by_graph_ = DecodeBucket(static_cast<uint32_t>(count)) != 0;
   pages_->BeginStep();
@@ -53,6 +54,8 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
     work.by_rows = chunk.token_count <= kRowCopyTokens;
     by_graph_ = by_graph_ && chunk.token_count == 1 && chunk.output != Output::kAllLogits;
     rows_ += chunk.token_count;
+    work.first_checksummed = checksummed_;
+    if (chunk.checksums != nullptr) checksummed_ += BlocksWritten(chunk);
     work_.push_back(work);
   }
   if (Error error = Enqueue()) {
@@ -105,6 +108,12 @@ Error Engine::FillTables(StepTables& tables, uint32_t rows_padded) {
                               : 0;
     }
     if (WantsLastRow(chunk.output)) host.output_rows[output++] = row - 1;
+    for (uint32_t i = 0; i < BlocksWritten(chunk) && chunk.checksums != nullptr; ++i) {
+      const uint32_t block = chunk.start / block_tokens + i;
+      host.checksummed[work.first_checksummed + i] = {
+          .page = work.placement.pages[block],
+          .tokens = std::min(block_tokens, end - block * block_tokens)};
+    }
   }
   size_t chunk = work_.size();
   // Rows that fill the bucket live in page 0, which belongs to nobody.
@@ -288,6 +297,7 @@ Error Engine::CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t ro
       sizes.push_back(config_.layer_bytes);
     }
   }
+  MODULE_RETURN_IF_ERROR(MakeChecksums(layer, layer + 1, tables, copy_.get()));
   MODULE_RETURN_IF_ERROR(Copies(to, from, sizes, copy_.get()));
   if (by_rows) {
     CUDA_RETURN_IF_ERROR(CopyRowsOut(page_layout_, tables.device.positions, tables.device.row_pages,
@@ -311,6 +321,35 @@ Error Engine::CopyUnregisteredOut() {
     }
   }
   return {};
+}
+
+uint32_t Engine::BlocksWritten(const ChunkView& chunk) const {
+  const uint32_t end = chunk.start + chunk.token_count;
+  return (end - 1) / config_.block_tokens + 1 - chunk.start / config_.block_tokens;
+}
+
+// Straight into the host's memory: a few bytes for each block.
+Error Engine::MakeChecksums(uint32_t first, uint32_t end, const StepTables& tables,
+                            cudaStream_t stream) {
+  if (checksummed_ == 0) return {};
+  CUDA_RETURN_IF_ERROR(Checksum(page_layout_, tables.device.checksummed, checksummed_,
+                                config_.layers, first, end, checksums_host_.data(), stream));
+  return {};
+}
+
+// To the chunks that want them, for layers [first, end), which are done.
+void Engine::HandOutChecksums(uint32_t first, uint32_t end) {
+  if (first == end) return;
+  for (const Work& work : work_) {
+    const ChunkView& chunk = *work.chunk;
+    if (chunk.checksums == nullptr) continue;
+    const size_t from = size_t{work.first_checksummed} * config_.layers;
+    for (uint32_t block = 0; block < BlocksWritten(chunk); ++block) {
+      const size_t at = size_t{block} * config_.layers;
+      std::copy(checksums_host_.data() + from + at + first,
+                checksums_host_.data() + from + at + end, chunk.checksums + at + first);
+    }
+  }
 }
 
 Error Engine::RunLayers() {
@@ -421,7 +460,8 @@ Error Engine::RunGraph() {
   CUDA_RETURN_IF_ERROR(cudaGraphLaunch(graph.graph.get(), compute_.get()));
   // Rows without an output are rare in such steps: they are computed and not sent.
   MODULE_RETURN_IF_ERROR(FinishRows(0, rows_));
-  return SendBest(rows_);
+  MODULE_RETURN_IF_ERROR(SendBest(rows_));
+  return MakeChecksums(0, config_.layers, decode_, compute_.get());
 }
 
 // ---- Its end
@@ -441,14 +481,17 @@ EngineProgress Engine::Poll() {
     if (!by_graph_) {
       bool registered = true;
       for (const Work& work : work_) registered = registered && work.registered;
+      const uint32_t before = layers_done_;
       while (registered && layers_done_ < config_.layers &&
              cudaEventQuery(copied_[layers_done_].get()) == cudaSuccess) {
         ++layers_done_;
       }
+      HandOutChecksums(before, layers_done_);
     }
     return {.layers_done = layers_done_, .finished = false};
   }
   if (status != cudaSuccess) broken_ = FromCuda(status, "Poll(");
+  if (!broken_) HandOutChecksums(layers_done_, config_.layers);
   layers_done_ = config_.layers;
   running_ = false;
   return {.layers_done = layers_done_, .finished = true};

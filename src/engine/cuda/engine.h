@@ -1,8 +1,9 @@
 // The forward pass of llama and qwen2 models on one device.
 //
 // Three streams: `compute` runs the layers; `copy` moves each layer's new K and V to the host's
-// blocks while the next one computes; `load` brings a cached prefix in, layer by layer, ahead of
-// compute. Steps whose chunks are single rows run as one CUDA graph for each bucket of rows.
+// blocks, and sums up their checksums, while the next one computes; `load` brings a cached prefix
+// in, layer by layer, ahead of compute. Steps whose chunks are single rows run as one CUDA graph
+// for each bucket of rows.
 #ifndef ANTIPHON_ENGINE_CUDA_ENGINE_H_
 #define ANTIPHON_ENGINE_CUDA_ENGINE_H_
 
@@ -42,6 +43,7 @@ class StepTables {
     int32_t* query_starts;      // [chunks + 1]
     int32_t* page_starts;       // [chunks + 1]
     int32_t* last_page_tokens;  // [chunks]
+    FilledPage* checksummed;    // [rows] pages whose checksums are wanted
     int32_t* pages;             // [pages]
   };
   View host;
@@ -95,10 +97,11 @@ class Engine {
     const ChunkView* chunk = nullptr;
     uint32_t first_row = 0;
     PageTable::Placement placement;
-    bool registered = true;  // all its blocks lie in registered memory
-    bool by_rows = false;    // K and V leave by rows, not by blocks
-    uint32_t best_row = 0;   // of best_host_
-    size_t logits_row = 0;   // of logits_host_
+    bool registered = true;          // all its blocks lie in registered memory
+    bool by_rows = false;            // K and V leave by rows, not by blocks
+    uint32_t first_checksummed = 0;  // of its pages among those whose checksums are wanted
+    uint32_t best_row = 0;           // of best_host_
+    size_t logits_row = 0;           // of logits_host_
   };
   struct DecodeGraph {
     GraphExec graph;
@@ -131,6 +134,10 @@ class Engine {
   Error CopyUnregisteredOut();
   // Gives outputs their places in host memory and brings the draws to the device.
   Error PlaceOutputs();
+  // Of layers [first, end) of the blocks that the step writes, where they are wanted.
+  Error MakeChecksums(uint32_t first, uint32_t end, const StepTables& tables, cudaStream_t stream);
+  void HandOutChecksums(uint32_t first, uint32_t end);
+  uint32_t BlocksWritten(const ChunkView& chunk) const;
   Error RunOutput(const StepTables& tables);
   // Draws and copies of logits for rows [first, end) of best_, whose logits lie in logits_.
   Error FinishRows(uint32_t first, uint32_t end);
@@ -179,7 +186,8 @@ class Engine {
   DeviceArray<DrawRow> draws_;
   PinnedArray<LogitEdit> edits_host_;
   DeviceArray<LogitEdit> edits_;
-  DeviceArray<float> originals_;  // the logits that edits changed
+  DeviceArray<float> originals_;          // the logits that edits changed
+  PinnedArray<uint64_t> checksums_host_;  // [page whose checksums are wanted][layer]
   DeviceArray<std::byte> kv_;
   Pages page_layout_;
   std::unique_ptr<PageTable> pages_;
@@ -194,6 +202,7 @@ class Engine {
   std::vector<Work> work_;
   uint32_t draw_count_ = 0;
   uint32_t rows_ = 0;
+  uint32_t checksummed_ = 0;  // pages whose checksums are wanted
   uint32_t layers_done_ = 0;
   bool by_graph_ = false;
   bool running_ = false;

@@ -34,6 +34,10 @@ Error Shape(const EngineConfig& c) {
                   "; the CUDA engine serves multiples of 4");
   }
   const uint64_t half = uint64_t{c.block_tokens} * c.kv_heads * c.head_dim * 2;
+  if (!ChecksumServes(size_t{c.kv_heads} * c.head_dim * 2)) {
+    return refuse("kv heads x head_dim is " + std::to_string(c.kv_heads * c.head_dim) +
+                  "; the CUDA engine serves multiples of 64");
+  }
   if (c.block_tokens == 0 || c.layer_bytes < 2 * half || c.layer_bytes % 16 != 0 ||
       c.layer_bytes / 2 * c.layers > 0xffffffffu) {
     return refuse("the block's layout does not fit a device page");
@@ -82,6 +86,8 @@ StepTables::View StepTables::Place(std::byte* base, size_t* bytes) const {
   v.query_starts = reinterpret_cast<int32_t*>(take(chunks_ + 1, 4));
   v.page_starts = reinterpret_cast<int32_t*>(take(chunks_ + 1, 4));
   v.last_page_tokens = reinterpret_cast<int32_t*>(take(chunks_, 4));
+  // A chunk writes no more blocks than it has tokens.
+  v.checksummed = reinterpret_cast<FilledPage*>(take(rows_, sizeof(FilledPage)));
   v.pages = reinterpret_cast<int32_t*>(take(0, 4));
   *bytes = RoundUp(at, 16);
   return v;
@@ -359,6 +365,8 @@ Error Engine::AllocateStep() {
   MODULE_RETURN_IF_ERROR(best_host_.Allocate(best_.size()));
   MODULE_RETURN_IF_ERROR(draws_host_.Allocate(best_.size()));
   MODULE_RETURN_IF_ERROR(draws_.Allocate(best_.size()));
+  MODULE_RETURN_IF_ERROR(
+      checksums_host_.Allocate(size_t{config_.step_tokens_max} * config_.layers));
   MODULE_RETURN_IF_ERROR(attention_partials_.Allocate(kPartialBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_.Allocate(kAttentionTableBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_pinned_.Allocate(kAttentionTableBytes));

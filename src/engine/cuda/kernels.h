@@ -60,6 +60,17 @@ cudaError_t CopyRowsOut(const Pages& pages, const uint32_t* positions, const int
                         const uint64_t* targets, uint32_t rows, uint32_t first, uint32_t end,
                         cudaStream_t stream);
 
+// A page and how many of its tokens have K and V.
+struct FilledPage {
+  int32_t page = 0;
+  uint32_t tokens = 0;
+};
+// sums[i][layer] of [count][layers] = the checksum (common/kv_layout.h) of a layer of page i, for
+// layers [first, end). `sums` may be pinned host memory.
+cudaError_t Checksum(const Pages& pages, const FilledPage* filled, uint32_t count, uint32_t layers,
+                     uint32_t first, uint32_t end, uint64_t* sums, cudaStream_t stream);
+bool ChecksumServes(size_t token_bytes);  // of K or V of a token
+
 // Uniform numbers in [-scale, scale).
 cudaError_t RandomBf16(uint16_t* out, size_t size, uint64_t seed, float scale, cudaStream_t stream);
 cudaError_t FillFloat(float* out, size_t size, float value, cudaStream_t stream);

@@ -125,6 +125,9 @@ struct ChunkView {
   std::byte* const* blocks = nullptr;  // of [0, start + token_count)
   Output output = Output::kNone;
   const Draw* draw = nullptr;  // with kDraw; read by Submit only
+  // nullptr: none. Else room for the checksums of the blocks that the chunk writes, [block][layer]
+  // as engine::SequenceChunk has them; `poll` writes those of the layers that it says are done.
+  uint64_t* checksums = nullptr;
 };
 
 // After a step: the token of each chunk with kGreedy and kDraw; logits[row][vocab] of those with

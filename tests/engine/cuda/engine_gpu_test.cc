@@ -1,6 +1,7 @@
 // The engine on a device against a plain forward pass in double precision: prompts whole and in
 // chunks, steps of single rows as graphs, contexts that come from the host's blocks, pages that are
-// taken away, memory that is not pinned.
+// taken away, memory that is not pinned; and the checksums of what it writes, against the host's
+// bytes.
 #include <algorithm>
 #include <cstring>
 #include <ctime>
@@ -10,6 +11,7 @@
 
 #include "engine/cuda/engine.h"
 #include "tests/engine/cuda/check.h"
+#include "tests/engine/cuda/serial_checksum.h"
 
 namespace antiphon::engine::cuda {
 namespace {
@@ -244,6 +246,138 @@ std::vector<uint32_t> Tokens(size_t n, uint32_t vocab, uint64_t seed) {
   return tokens;
 }
 
+// Runs a step and looks at its checksums layer by layer: as soon as a layer is said to be done,
+// they are those of the bytes in the host's blocks. Every chunk wants them but those in `without`.
+// Returns them.
+std::vector<std::vector<uint64_t>> RunForChecksums(Engine& engine, const EngineConfig& config,
+                                                   std::vector<ChunkView> chunks,
+                                                   const std::vector<size_t>& without,
+                                                   const std::string& what) {
+  constexpr uint64_t kPoison = 0xdeadbeefdeadbeef;
+  const size_t token_bytes = size_t{config.kv_heads} * config.head_dim * 2;
+  const uint32_t block_tokens = config.block_tokens;
+  const auto end_of = [&](const ChunkView& chunk) { return chunk.start + chunk.token_count; };
+  const auto first_of = [&](const ChunkView& chunk) { return chunk.start / block_tokens; };
+  const auto written = [&](const ChunkView& chunk) {
+    return (end_of(chunk) + block_tokens - 1) / block_tokens - first_of(chunk);
+  };
+  std::vector<std::vector<uint64_t>> rooms;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    // One more than there is room for.
+    rooms.emplace_back(written(chunks[c]) * config.layers + 1, kPoison);
+    const bool wanted = std::find(without.begin(), without.end(), c) == without.end();
+    chunks[c].checksums = wanted ? rooms[c].data() : nullptr;
+  }
+  uint32_t seen = 0;
+  const auto look = [&](uint32_t layers_done) {
+    for (size_t c = 0; c < chunks.size() && config.copy_out; ++c) {
+      if (chunks[c].checksums == nullptr) continue;
+      for (uint32_t i = 0; i < written(chunks[c]); ++i) {
+        const uint32_t block = first_of(chunks[c]) + i;
+        const uint32_t filled = std::min(block_tokens, end_of(chunks[c]) - block * block_tokens);
+        for (uint32_t layer = seen; layer < layers_done; ++layer) {
+          const uint64_t want = SerialChecksum(chunks[c].blocks[block] + layer * config.layer_bytes,
+                                               block_tokens * token_bytes, filled * token_bytes);
+          Expect(rooms[c][i * config.layers + layer] == want,
+                 what + ": chunk " + std::to_string(c) + ", block " + std::to_string(block) +
+                     " with " + std::to_string(filled) + " tokens, layer " + std::to_string(layer));
+        }
+      }
+    }
+    seen = layers_done;
+  };
+  OK(engine.Submit(chunks.data(), chunks.size()));
+  for (bool finished = false; !finished; std::this_thread::yield()) {
+    const EngineProgress progress = engine.Poll();
+    look(progress.layers_done);
+    finished = progress.finished;
+  }
+  std::vector<ChunkOutput> outputs(chunks.size());
+  OK(engine.Take(outputs.data()));
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    Expect(rooms[c].back() == kPoison, what + ": nothing is written behind the checksums");
+    rooms[c].pop_back();
+    const bool none = chunks[c].checksums == nullptr;
+    const auto poisoned = std::count(rooms[c].begin(), rooms[c].end(), kPoison);
+    Expect(static_cast<size_t>(poisoned) == (none ? rooms[c].size() : 0),
+           what + ": exactly the wanted checksums are made");
+  }
+  std::printf("%s: checksums looked at\n", what.c_str());
+  return rooms;
+}
+
+// The blocks are added to `kept`: they must outlive the engine, which pins them.
+void TestChecksums(Engine& engine, const EngineConfig& config, const std::vector<uint32_t>& tokens,
+                   const Blocks& filled, bool pinned, std::vector<std::unique_ptr<Blocks>>& kept) {
+  const auto n = static_cast<uint32_t>(tokens.size());
+  const auto fresh = [&](bool copy) -> const Blocks& {
+    kept.push_back(std::make_unique<Blocks>(config, n));
+    if (copy) kept.back()->CopyFrom(filled);
+    if (pinned) OK(engine.RegisterMemory(kept.back()->memory.get(), kept.back()->bytes));
+    return *kept.back();
+  };
+  uint64_t sequence = 5000;
+  const auto chunk = [&](uint64_t of, uint32_t start, uint32_t end, const Blocks& blocks) {
+    return Chunk(of, tokens, start, end - start, blocks, Output::kGreedy);
+  };
+  (void)RunForChecksums(engine, config, {chunk(++sequence, 0, n, fresh(false))}, {},
+                        "a whole prompt");
+  // Cuts inside of blocks: a block of three chunks, chunks that lie within one block, two rows that
+  // leave by rows.
+  const Blocks& cut = fresh(false);
+  ++sequence;
+  uint32_t start = 0;
+  for (uint32_t end : {20u, 22u, 27u, 32u, 33u, 37u, 100u, n}) {
+    (void)RunForChecksums(engine, config, {chunk(sequence, start, end, cut)}, {},
+                          "tokens " + std::to_string(start) + " to " + std::to_string(end));
+    start = end;
+  }
+  // Rows as a graph, behind contexts that have to be loaded: some fill their block, some leave it
+  // partly filled, some want nothing. Then the next rows, behind resident ones.
+  std::vector<ChunkView> rows;
+  for (uint32_t position : {0u, 15u, 31u, 40u, 47u, 111u, 127u}) {
+    rows.push_back(chunk(++sequence, position, position + 1, fresh(true)));
+  }
+  (void)RunForChecksums(engine, config, rows, {2, 3}, "rows in a graph");
+  for (ChunkView& row : rows) {
+    ++row.start;
+    ++row.tokens;
+  }
+  (void)RunForChecksums(engine, config, rows, {1}, "the next rows in a graph");
+  (void)RunForChecksums(engine, config, {rows[0], rows[1]}, {0, 1}, "rows that want none");
+  // Prompts, chunks behind a loaded prefix, and rows.
+  std::vector<ChunkView> mixed = {
+      chunk(++sequence, 15, 16, fresh(true)), chunk(++sequence, 0, 90, fresh(false)),
+      chunk(++sequence, 70, 75, fresh(true)), chunk(++sequence, 63, 65, fresh(true)),
+      chunk(++sequence, 33, 90, fresh(true))};
+  (void)RunForChecksums(engine, config, mixed, {2}, "rows and prompts in one step");
+}
+
+// Nothing goes to the host: the same prompt has the same checksums twice, and another has others.
+void TestChecksumsWithoutCopies(uint64_t seed) {
+  std::printf("-- checksums without copies\n");
+  Model model(64, 4, 2, false, seed);
+  EngineConfig config = model.config;
+  config.copy_out = false;
+  std::unique_ptr<Engine> engine;
+  OK(Engine::Create(config, model.Source(), nullptr, nullptr, &engine));
+  const auto tokens = Tokens(40, config.vocab, seed + 1),
+             other = Tokens(40, config.vocab, seed + 2);
+  std::vector<std::vector<uint64_t>> sums;
+  std::vector<std::unique_ptr<Blocks>> blocks;
+  for (const auto* ids : {&tokens, &tokens, &other}) {
+    blocks.push_back(std::make_unique<Blocks>(config, 40));
+    OK(engine->RegisterMemory(blocks.back()->memory.get(), blocks.back()->bytes));
+    const ChunkView chunk = Chunk(blocks.size(), *ids, 0, 40, *blocks.back(), Output::kNone);
+    sums.push_back(RunForChecksums(*engine, config, {chunk}, {}, "without copies")[0]);
+  }
+  Expect(sums[0] == sums[1], "the same prompt has the same checksums");
+  for (size_t i = 0; i < sums[0].size(); ++i) {
+    Expect(sums[0][i] != sums[2][i], "another prompt has others");
+  }
+  engine = nullptr;  // before the memory that it has pinned
+}
+
 void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, bool pinned,
                uint64_t seed, bool nccl = false) {
   const std::string name = "dim " + std::to_string(head_dim) + (bias ? ", bias" : "") +
@@ -378,6 +512,8 @@ void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, 
   again.CopyFrom(whole);
   result = Run(*engine, config, {Chunk(1000, tokens, 90, 1, again, Output::kLogits)});
   ExpectClose(Distance(result[0].logits, last(90)), kBound, "blocks that were used before");
+  std::vector<std::unique_ptr<Blocks>> kept;
+  TestChecksums(*engine, config, tokens, whole, pinned, kept);
   engine = nullptr;  // before the memory that it has pinned
 }
 
@@ -455,6 +591,7 @@ int Main() {
   TestModel(128, 4, 1, true, true, seed + 1);
   TestModel(64, 9, 3, false, false, seed + 2);
   TestModel(64, 4, 2, false, true, seed + 5, /*nccl=*/true);
+  TestChecksumsWithoutCopies(seed + 6);
   TestEviction(seed + 3);
   TestRefusals(seed + 4);
   return Verdict();

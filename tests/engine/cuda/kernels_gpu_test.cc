@@ -14,6 +14,7 @@
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/memory.h"
 #include "tests/engine/cuda/check.h"
+#include "tests/engine/cuda/serial_checksum.h"
 
 namespace antiphon::engine::cuda {
 namespace {
@@ -567,6 +568,54 @@ void TestAttention(uint32_t dim, uint32_t heads, uint32_t kv_heads, std::vector<
           (graph ? " graph" : ""));
 }
 
+// Pages in any order with any number of tokens, for all layers and for some.
+void TestChecksum(uint32_t block_tokens, uint32_t kv_heads, uint32_t dim) {
+  const uint32_t layers = 3, page_count = 7;
+  const size_t token_bytes = size_t{kv_heads} * dim * 2, half_bytes = token_bytes * block_tokens;
+  const size_t layer_bytes = (2 * half_bytes + 4095) / 4096 * 4096;
+  const size_t page_bytes = layers * layer_bytes;
+  auto kv = OnDevice<std::byte>::Poisoned(page_count * page_bytes);
+  OK(RandomBf16(reinterpret_cast<uint16_t*>(kv.data()), page_count * page_bytes / 2, ++seed, 1,
+                stream));
+  const auto memory = kv.Get();
+  const Pages pages = {.base = kv.data(),
+                       .page_bytes = page_bytes,
+                       .layer_bytes = layer_bytes,
+                       .block_tokens = block_tokens,
+                       .kv_heads = kv_heads,
+                       .head_dim = dim};
+  std::vector<FilledPage> filled;
+  for (uint32_t tokens = 1; tokens <= block_tokens; ++tokens) {
+    filled.push_back({.page = static_cast<int32_t>(tokens * 3 % page_count), .tokens = tokens});
+  }
+  OnDevice<FilledPage> filled_d(filled);
+  const auto count = static_cast<uint32_t>(filled.size());
+  for (const auto& [first, end] : {std::pair(0u, layers), {1u, 2u}}) {
+    PinnedArray<uint64_t> sums;  // as the engine has it
+    const size_t size = size_t{count} * layers;
+    OK(sums.Allocate(size + 1));
+    std::memset(sums.data(), 0xee, (size + 1) * sizeof(uint64_t));
+    const uint64_t poison = sums[size];
+    OK(Checksum(pages, filled_d.data(), count, layers, first, end, sums.data(), stream));
+    OK(cudaStreamSynchronize(stream));
+    bool same = sums[size] == poison;
+    for (uint32_t i = 0; i < count; ++i) {
+      for (uint32_t layer = 0; layer < layers; ++layer) {
+        const std::byte* at =
+            memory.data() + static_cast<size_t>(filled[i].page) * page_bytes + layer * layer_bytes;
+        const uint64_t want = layer < first || layer >= end
+                                  ? poison
+                                  : SerialChecksum(at, half_bytes, filled[i].tokens * token_bytes);
+        same = same && sums[i * layers + layer] == want;
+      }
+    }
+    Expect(same, "checksums of 1 to " + std::to_string(block_tokens) + " tokens of " +
+                     std::to_string(kv_heads) + " x " + std::to_string(dim) + ", layers " +
+                     std::to_string(first) + " to " + std::to_string(end));
+  }
+  std::printf("checksums of 1 to %u tokens of %u x %u\n", block_tokens, kv_heads, dim);
+}
+
 int Main() {
   NeedDevice();
   seed = static_cast<uint64_t>(std::time(nullptr)) * 1000;
@@ -582,6 +631,11 @@ int Main() {
   TestRopeAndAppend(64, 9, 3, 64, false);
   TestRopeAndAppend(128, 32, 8, 128, true);
   TestRopeAndAppend(64, 4, 2, 32, true);
+  for (const auto& [block_tokens, kv_heads, dim] :
+       {std::tuple(16u, 1u, 64u), std::tuple(16u, 3u, 64u), std::tuple(16u, 8u, 128u),
+        std::tuple(1u, 1u, 64u), std::tuple(33u, 5u, 128u), std::tuple(128u, 8u, 128u)}) {
+    TestChecksum(block_tokens, kv_heads, dim);
+  }
   Gemm gemm;
   OK(gemm.Init(stream));
   for (bool tune : {false, true}) {

@@ -58,7 +58,7 @@ def main():
                     failures.append(f"{source.name}: {len(attention)} attention kernels, not 3 or more")
                 failures += [f"{source.name} {e.split('(')[0]}: no mma.sync"
                              for e in attention if "mma.sync" not in e]
-            elif source.stem in ("kernels", "few_rows") and not kernels:
+            elif source.stem in ("kernels", "few_rows", "checksum") and not kernels:
                 failures.append(f"{source.name}: no kernels")
     for path in sorted(folder.iterdir()):
         if path.suffix not in (".cu", ".cc", ".cuh", ".h"):
