@@ -9,7 +9,6 @@ namespace {
 
 constexpr uint32_t kCopyLayers = 8;     // a graph copies K and V out so often
 constexpr uint32_t kRowCopyTokens = 2;  // longer chunks leave by blocks
-constexpr size_t kBatchCopies = 1024;   // more descriptors at once hang some drivers
 
 }  // namespace
 
@@ -132,66 +131,6 @@ Error Engine::FillTables(StepTables& tables, uint32_t rows_padded) {
   return tables.Upload(page, compute_.get());
 }
 
-Error Engine::Copies(std::vector<void*>& to, std::vector<const void*>& from,
-                     std::vector<size_t>& sizes, cudaStream_t stream) {
-  cudaMemcpyAttributes attributes = {};
-  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-  attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-  for (size_t at = 0; at < to.size(); at += kBatchCopies) {
-    const size_t count = std::min(kBatchCopies, to.size() - at);
-    size_t first = 0;
-    CUDA_RETURN_IF_ERROR(cudaMemcpyBatchAsync(to.data() + at, from.data() + at, sizes.data() + at,
-                                              count, &attributes, &first, 1, stream));
-  }
-  to.clear();
-  from.clear();
-  sizes.clear();
-  return {};
-}
-
-// Layers [first, end) of the blocks that are not on the device, on the load stream.
-Error Engine::LoadLayers(uint32_t first, uint32_t end) {
-  std::vector<void*> to;
-  std::vector<const void*> from;
-  std::vector<size_t> sizes;
-  for (const Work& work : work_) {
-    for (uint32_t b = work.placement.load_begin; b < work.placement.load_end; ++b) {
-      std::byte* page = kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ +
-                        first * config_.layer_bytes;
-      const std::byte* block = work.chunk->blocks[b] + first * config_.layer_bytes;
-      const size_t bytes = (end - first) * config_.layer_bytes;
-      if (work.registered) {
-        to.push_back(page);
-        from.push_back(block);
-        sizes.push_back(bytes);
-      } else {
-        CUDA_RETURN_IF_ERROR(
-            cudaMemcpyAsync(page, block, bytes, cudaMemcpyHostToDevice, load_.get()));
-      }
-    }
-  }
-  return Copies(to, from, sizes, load_.get());
-}
-
-// `by_layer`: compute waits for each layer's load when it gets there; else it waits for all.
-Error Engine::LoadPrefixes(bool by_layer) {
-  const bool any = std::any_of(work_.begin(), work_.end(), [](const Work& work) {
-    return work.placement.load_begin < work.placement.load_end;
-  });
-  if (by_layer) {
-    for (uint32_t layer = 0; layer < config_.layers; ++layer) {
-      if (any) MODULE_RETURN_IF_ERROR(LoadLayers(layer, layer + 1));
-      CUDA_RETURN_IF_ERROR(cudaEventRecord(loaded_[layer].get(), load_.get()));
-    }
-    return {};
-  }
-  if (!any) return {};
-  MODULE_RETURN_IF_ERROR(LoadLayers(0, config_.layers));
-  CUDA_RETURN_IF_ERROR(cudaEventRecord(loaded_[0].get(), load_.get()));
-  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), loaded_[0].get(), 0));
-  return {};
-}
-
 Error Engine::MultiplyFew(const Product& product, uint32_t rows, const uint16_t* w,
                           const uint16_t* x, const float* norm, void* y, FewRowsOutput output) {
   const FewRowsProduct few = {
@@ -273,83 +212,6 @@ Error Engine::AddToResidual(const Product& product, uint32_t rows, const uint16_
   }
   if (group_ == nullptr) return {};
   return group_->AllReduceSum(x_.data(), size_t{rows} * config_.hidden, compute_.get());
-}
-
-Error Engine::CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t rows) {
-  CUDA_RETURN_IF_ERROR(cudaEventRecord(computed_[layer].get(), compute_.get()));
-  CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_.get(), computed_[layer].get(), 0));
-  std::vector<void*> to;
-  std::vector<const void*> from;
-  std::vector<size_t> sizes;
-  bool by_rows = false;
-  for (const Work& work : work_) {
-    if (!work.registered || !config_.copy_out) continue;
-    if (work.by_rows) {
-      by_rows = true;
-      continue;
-    }
-    const ChunkView& chunk = *work.chunk;
-    const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
-    for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
-      const size_t at = layer * config_.layer_bytes;
-      to.push_back(chunk.blocks[b] + at);
-      from.push_back(kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ + at);
-      sizes.push_back(config_.layer_bytes);
-    }
-  }
-  MODULE_RETURN_IF_ERROR(MakeChecksums(layer, layer + 1, tables, copy_.get()));
-  MODULE_RETURN_IF_ERROR(Copies(to, from, sizes, copy_.get()));
-  if (by_rows) {
-    CUDA_RETURN_IF_ERROR(CopyRowsOut(page_layout_, tables.device.positions, tables.device.row_pages,
-                                     tables.device.targets, rows, layer, layer + 1, copy_.get()));
-  }
-  CUDA_RETURN_IF_ERROR(cudaEventRecord(copied_[layer].get(), copy_.get()));
-  return {};
-}
-
-// Memory that nobody registered (tests, a pool that cannot be pinned): whole blocks at the step's
-// end, by way of the driver's own buffers.
-Error Engine::CopyUnregisteredOut() {
-  for (const Work& work : work_) {
-    if (work.registered || !config_.copy_out) continue;
-    const ChunkView& chunk = *work.chunk;
-    const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
-    for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
-      CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
-          chunk.blocks[b], kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_,
-          page_bytes_, cudaMemcpyDeviceToHost, compute_.get()));
-    }
-  }
-  return {};
-}
-
-uint32_t Engine::BlocksWritten(const ChunkView& chunk) const {
-  const uint32_t end = chunk.start + chunk.token_count;
-  return (end - 1) / config_.block_tokens + 1 - chunk.start / config_.block_tokens;
-}
-
-// Straight into the host's memory: a few bytes for each block.
-Error Engine::MakeChecksums(uint32_t first, uint32_t end, const StepTables& tables,
-                            cudaStream_t stream) {
-  if (checksummed_ == 0) return {};
-  CUDA_RETURN_IF_ERROR(Checksum(page_layout_, tables.device.checksummed, checksummed_,
-                                config_.layers, first, end, checksums_host_.data(), stream));
-  return {};
-}
-
-// To the chunks that want them, for layers [first, end), which are done.
-void Engine::HandOutChecksums(uint32_t first, uint32_t end) {
-  if (first == end) return;
-  for (const Work& work : work_) {
-    const ChunkView& chunk = *work.chunk;
-    if (chunk.checksums == nullptr) continue;
-    const size_t from = size_t{work.first_checksummed} * config_.layers;
-    for (uint32_t block = 0; block < BlocksWritten(chunk); ++block) {
-      const size_t at = size_t{block} * config_.layers;
-      std::copy(checksums_host_.data() + from + at + first,
-                checksums_host_.data() + from + at + end, chunk.checksums + at + first);
-    }
-  }
 }
 
 Error Engine::RunLayers() {

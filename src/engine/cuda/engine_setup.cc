@@ -413,58 +413,6 @@ Error Engine::TuneProducts() {
   return {};
 }
 
-Error Engine::RegisterMemory(void* memory, size_t bytes) {
-  CUDA_RETURN_IF_ERROR(cudaSetDevice(config_.device));
-  constexpr size_t kChunk = size_t{32} << 30;  // one call for very much memory fails in the driver
-  auto* begin = static_cast<std::byte*>(memory);
-  std::vector<Region> added;
-  for (size_t at = 0; at < bytes; at += kChunk) {
-    Region region{.begin = begin + at, .bytes = std::min(kChunk, bytes - at)};
-    void* device = nullptr;
-    cudaError_t status = cudaHostRegister(region.begin, region.bytes,
-                                          cudaHostRegisterPortable | cudaHostRegisterMapped);
-    if (status == cudaSuccess) {
-      status = cudaHostGetDevicePointer(&device, region.begin, 0);
-      if (status != cudaSuccess) cudaHostUnregister(region.begin);
-    }
-    if (status != cudaSuccess) {
-      (void)cudaGetLastError();
-      for (const Region& done : added) cudaHostUnregister(done.begin);
-      return FromCuda(status, "cudaHostRegister");
-    }
-    region.device = reinterpret_cast<uint64_t>(device);
-    added.push_back(region);
-  }
-  regions_.insert(regions_.end(), added.begin(), added.end());
-  return {};
-}
-
-void Engine::UnregisterMemory(void* memory) {
-  cudaSetDevice(config_.device);
-  // Chunks of one registration lie behind each other.
-  auto* begin = static_cast<std::byte*>(memory);
-  for (bool found = true; found;) {
-    found = false;
-    for (size_t i = 0; i < regions_.size(); ++i) {
-      if (regions_[i].begin != begin) continue;
-      begin += regions_[i].bytes;
-      cudaHostUnregister(regions_[i].begin);
-      regions_.erase(regions_.begin() + static_cast<ptrdiff_t>(i));
-      found = true;
-      break;
-    }
-  }
-}
-
-uint64_t Engine::DeviceAddress(const std::byte* host) const {
-  for (const Region& region : regions_) {
-    if (host >= region.begin && host + page_bytes_ <= region.begin + region.bytes) {
-      return region.device + static_cast<uint64_t>(host - region.begin);
-    }
-  }
-  return 0;
-}
-
 uint32_t Engine::DecodeBucket(uint32_t rows) const {
   return rows <= config_.rows_max ? RowBucket(rows) : 0;
 }
