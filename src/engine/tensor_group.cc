@@ -29,6 +29,7 @@ struct PoolMessage {
 
 // A step: its count of chunks as uint64, then each chunk's header, tokens and blocks' offsets.
 struct ChunkHeader {
+  uint64_t sequence;
   uint32_t start;
   uint32_t tokens;
   uint32_t blocks;
@@ -102,7 +103,8 @@ absl::Status GroupLeader::Encode(const Step& step) {
     const SequenceChunk& chunk = step.chunks[c];
     const uint32_t blocks = layout_.BlocksFor(chunk.start + chunk.tokens.size());
     const Output output = chunk.want_logits ? kAll : chunk.sample.has_value() ? kLast : kNone;
-    const ChunkHeader header{.start = chunk.start,
+    const ChunkHeader header{.sequence = chunk.sequence,
+                             .start = chunk.start,
                              .tokens = static_cast<uint32_t>(chunk.tokens.size()),
                              .blocks = blocks,
                              .output = output};
@@ -136,8 +138,16 @@ absl::Status GroupLeader::Tell(uint32_t kind, absl::Span<std::byte> message) {
   return group_.comm->Broadcast(message, 0, group_.timeout);
 }
 
-GroupMember::GroupMember(const TensorGroup& group, const KvLayout& layout)
-    : group_(group), layout_(layout) {}
+GroupMember::GroupMember(const TensorGroup& group, const KvLayout& layout,
+                         std::function<void(std::byte*, size_t)> on_pool)
+    : group_(group), layout_(layout), on_pool_(std::move(on_pool)) {}
+
+GroupMember::~GroupMember() { UnmapPool(); }
+
+void GroupMember::UnmapPool() {
+  if (pool_.bytes() > 0 && on_pool_) on_pool_(nullptr, 0);
+  pool_ = SharedMemory();
+}
 
 absl::Status GroupMember::Begin(const std::string& model) {
   std::vector<std::byte> theirs(kModelTextBytes), mine(kModelTextBytes);
@@ -178,7 +188,7 @@ absl::StatusOr<std::optional<Step>> GroupMember::Next() {
 }
 
 absl::Status GroupMember::MapPool(uint64_t bytes) {
-  pool_ = SharedMemory();
+  UnmapPool();
   if (bytes == 0) return absl::OkStatus();
   pollfd poll_for{.fd = group_.sockets.at(0), .events = POLLIN};
   char byte = 0;
@@ -192,6 +202,7 @@ absl::Status GroupMember::MapPool(uint64_t bytes) {
   close(fds[0]);
   RETURN_IF_ERROR(pool.status());
   pool_ = *std::move(pool);
+  if (on_pool_) on_pool_(pool_.data(), pool_.bytes());
   return absl::OkStatus();
 }
 
@@ -229,6 +240,7 @@ absl::StatusOr<Step> GroupMember::Decode(absl::Span<const std::byte> message) {
     }
     SequenceChunk chunk;
     chunk.tokens = absl::MakeConstSpan(tokens_).subspan(first_token, header.tokens);
+    chunk.sequence = header.sequence;
     chunk.start = header.start;
     chunk.blocks = absl::MakeConstSpan(blocks_).subspan(first_block, header.blocks);
     chunk.want_logits = header.output == kAll;

@@ -62,7 +62,10 @@ class GroupLeader {
 // Of the other ranks. Used by one thread.
 class GroupMember {
  public:
-  GroupMember(const TensorGroup& group, const KvLayout& layout);
+  // `on_pool`: the pool was mapped, or (nullptr) is about to be unmapped. May be empty.
+  GroupMember(const TensorGroup& group, const KvLayout& layout,
+              std::function<void(std::byte* base, size_t bytes)> on_pool = {});
+  ~GroupMember();
 
   absl::Status Begin(const std::string& model);
   // Waits for rank 0, for as long as it lives. The step, whose spans stay until the next call;
@@ -71,10 +74,12 @@ class GroupMember {
 
  private:
   absl::Status MapPool(uint64_t bytes);
+  void UnmapPool();
   absl::StatusOr<Step> Decode(absl::Span<const std::byte> message);
 
   const TensorGroup group_;
   const KvLayout layout_;
+  const std::function<void(std::byte*, size_t)> on_pool_;
   SharedMemory pool_;
   std::vector<std::byte> message_;
   std::vector<uint32_t> tokens_;

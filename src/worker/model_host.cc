@@ -15,7 +15,6 @@
 #include "common/memory.h"
 #include "common/status_macros.h"
 #include "common/thread.h"
-#include "engine/cuda/cuda_runner.h"
 #include "model/card.h"
 
 namespace antiphon::worker {
@@ -45,6 +44,8 @@ void ApplyConfig(const config::v1::Config& config, internal::v1::ModelCard& card
   if (s.has_repetition_penalty()) sampling.set_repetition_penalty(s.repetition_penalty());
 }
 
+}  // namespace
+
 engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker) {
   engine::CudaRunnerOptions options;
   options.device = static_cast<int>(worker.cuda_device());
@@ -56,23 +57,22 @@ engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker) {
   return options;
 }
 
-// INVALID_ARGUMENT, FAILED_PRECONDITION: a GPU is demanded and none serves.
 absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
   if (worker.device() == "cpu") return false;
-  if (worker.tensor_parallel() > 1) {
-    if (worker.device() == "auto") return false;
-    return absl::InvalidArgumentError(
-        "worker.tensor_parallel: above 1 is for the CPU so far; with worker.device: cuda leave it "
-        "at 1");
-  }
   if (worker.activations() == "float") {
     if (worker.device() == "auto") return false;
     return absl::InvalidArgumentError(
         "worker.activations: float is for the CPU; with worker.device: cuda leave it at fast");
   }
   std::string description;
-  const absl::Status status =
+  absl::Status status =
       engine::FindCudaDevice("", static_cast<int>(worker.cuda_device()), &description);
+  // Ranks that share a GPU are slower than one rank: only who demands it gets that.
+  if (const uint32_t ranks = worker.tensor_parallel();
+      status.ok() && ranks > 1 && worker.device() == "auto") {
+    status = engine::FindCudaDevice("", static_cast<int>(worker.cuda_device() + ranks - 1),
+                                    &description);
+  }
   if (status.ok()) return true;
   if (worker.device() == "cuda") {
     return absl::Status(absl::StatusCode::kFailedPrecondition,
@@ -81,6 +81,8 @@ absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker) {
   LogInfo("serving on the CPU: {}", std::string(status.message()));
   return false;
 }
+
+namespace {
 
 bool IsDigest(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == text.npos;
@@ -210,13 +212,17 @@ absl::StatusOr<LoadedModel> LoadModel(const model::ModelFile& file,
   if (*cuda) {
     engine::CudaRunnerOptions options = CudaOptions(config.worker());
     options.on_load_progress = report;
+    options.group = group;
     runner = engine::MakeCudaRunner(&file, options);
-    if (!runner.ok() && config.worker().device() == "auto") {
-      LogWarning("serving on the CPU: the GPU does not serve this model: {}",
-                 std::string(runner.status().message()));
-    }
   }
-  if (!*cuda || (!runner.ok() && config.worker().device() == "auto")) {
+  // Ranks of a group have gone the same way, and end with it.
+  const bool falls_back =
+      *cuda && !runner.ok() && config.worker().device() == "auto" && group.comm == nullptr;
+  if (falls_back) {
+    LogWarning("serving on the CPU: the GPU does not serve this model: {}",
+               std::string(runner.status().message()));
+  }
+  if (!*cuda || falls_back) {
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), prefill_role);
     options.on_load_progress = report;
     options.group = group;

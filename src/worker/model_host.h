@@ -11,6 +11,7 @@
 #include "antiphon/v1/model.pb.h"
 #include "common/clock.h"
 #include "engine/cpu/cpu_runner.h"
+#include "engine/cuda/cuda_runner.h"
 #include "engine/model_runner.h"
 #include "model/model_file.h"
 #include "worker/cost_model.h"
@@ -33,6 +34,12 @@ struct LoadedModel {
 
 // The engine's part of the configuration; the same for all ranks of a worker.
 engine::CpuRunnerOptions RunnerOptions(const config::v1::Worker& worker, bool prefill_role);
+
+engine::CudaRunnerOptions CudaOptions(const config::v1::Worker& worker);
+
+// Whether the worker, and each of its ranks, serves on GPUs. Says in the log why it does not.
+// INVALID_ARGUMENT, FAILED_PRECONDITION: a GPU is demanded and none serves.
+absl::StatusOr<bool> UsesCuda(const config::v1::Worker& worker);
 
 // The Unix socket of this host's store.
 std::string StoreSocket(const config::v1::Config& config);

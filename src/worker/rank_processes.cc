@@ -25,6 +25,7 @@
 #include "common/logging.h"
 #include "common/status_macros.h"
 #include "engine/cpu/cpu_runner.h"
+#include "engine/cuda/cuda_runner.h"
 #include "engine/shm_comm.h"
 #include "model/model_file.h"
 #include "worker/host_blobs.h"
@@ -121,9 +122,17 @@ absl::Status Serve(int rank) {
     if (config.models_size() != 1) return absl::InternalError("the leader names no model");
     ASSIGN_OR_RETURN(const auto file, model::OpenModelFile(config.models(0).path()));
     ASSIGN_OR_RETURN(const auto comm, engine::ShmComm::Join(orders.group_fd, rank, kJoin));
+    engine::TensorGroup group;
+    group.comm = comm.get();
+    group.sockets = {kSocket};
+    ASSIGN_OR_RETURN(const bool cuda, UsesCuda(config.worker()));
+    if (cuda) {
+      engine::CudaRunnerOptions options = CudaOptions(config.worker());
+      options.group = group;
+      return engine::ServeCudaRank(file.get(), options);
+    }
     engine::CpuRunnerOptions options = RunnerOptions(config.worker(), orders.prefill_role);
-    options.group.comm = comm.get();
-    options.group.sockets = {kSocket};
+    options.group = group;
     HostBlobs blobs(StoreSocket(config),
                     {config.cluster().name(), NodeId(fmt::format("rank {}", rank)), 0},
                     file->identity());

@@ -67,14 +67,20 @@ TEST_F(ModelHostTest, AGpuThatIsDemandedAndNotThereIsRefusedWithTheReason) {
 TEST_F(ModelHostTest, WhatOnlyTheCpuCanDoIsNamed) {
   config_.mutable_worker()->set_device("cuda");
   config_.mutable_worker()->set_activations("float");
-  absl::Status status = Load().status();
+  const absl::Status status = Load().status();
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status.ToString();
   EXPECT_THAT(std::string(status.message()), HasSubstr("worker.activations"));
-  config_.mutable_worker()->set_activations("fast");
-  config_.mutable_worker()->set_tensor_parallel(2);
-  status = Load().status();
-  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status.ToString();
-  EXPECT_THAT(std::string(status.message()), HasSubstr("worker.tensor_parallel"));
+}
+
+TEST_F(ModelHostTest, RanksWithoutGpusEnoughServeOnTheCpu) {
+  config_.mutable_worker()->set_tensor_parallel(64);
+  config_.mutable_worker()->set_device("auto");
+  const absl::StatusOr<bool> cuda = UsesCuda(config_.worker());
+  ASSERT_TRUE(cuda.ok()) << cuda.status().ToString();
+  EXPECT_FALSE(*cuda);
+  // Who demands GPUs gets those that there are.
+  config_.mutable_worker()->set_device("cuda");
+  EXPECT_EQ(UsesCuda(config_.worker()).ok(), HasGpu());
 }
 
 TEST_F(ModelHostTest, TheCpuServesOnDemand) {

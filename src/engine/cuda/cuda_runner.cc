@@ -1,251 +1,69 @@
 #include "engine/cuda/cuda_runner.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <filesystem>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/logging.h"
 #include "common/status_macros.h"
-#include "common/thread.h"
 #include "engine/check_step.h"
-#include "engine/cpu/dequantize.h"
 #include "engine/cpu/team.h"
-#include "engine/cpu/weights.h"
-#include "engine/cuda/arithmetic.h"
 #include "engine/cuda/draw_request.h"
+#include "engine/cuda/load.h"
 #include "engine/cuda/module.h"
-#include "model/card.h"
 
 namespace antiphon::engine {
 namespace {
 
+using cuda::LoadedEngine;
 using cuda::Module;
 using cuda::ModuleError;
-using cuda::Weight;
+using cuda::ToStatus;
 
-constexpr char kFile[] = "libantiphon_cuda.so";
 constexpr int kDrawThreadsMax = 8;
 // A step is polled without a pause for so long, then every kPause.
 constexpr int kEagerPolls = 4000;
 constexpr absl::Duration kPause = absl::Microseconds(50);
 
-absl::Status ToStatus(const ModuleError& error) {
-  if (error.code == 0) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(error.code), error.message);
+void Rest() {
+  absl::Mutex mutex;
+  absl::MutexLock lock(&mutex);
+  const bool never = false;
+  mutex.AwaitWithTimeout(absl::Condition(&never), kPause);
 }
-
-std::vector<std::string> ModulePlaces(const std::string& configured) {
-  if (!configured.empty()) return {configured};
-  std::error_code ignored;
-  const auto bin = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
-  std::vector<std::string> places;
-  for (const char* place :
-       {".", "../lib", "../lib/antiphon", "../lib64/antiphon", "../lib/x86_64-linux-gnu/antiphon",
-        "../lib/aarch64-linux-gnu/antiphon"}) {
-    places.push_back((bin / place / kFile).lexically_normal().string());
-  }
-  return places;
-}
-
-// Stays loaded for the process's life: CUDA does not like to be unloaded.
-absl::StatusOr<const Module*> LoadModule(const std::string& configured) {
-  std::string tried;
-  for (const std::string& place : ModulePlaces(configured)) {
-    if (!std::filesystem::exists(place)) {
-      absl::StrAppend(&tried, tried.empty() ? "" : ", ", place);
-      continue;
-    }
-    void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the CUDA module does not load: ", dlerror()));
-    }
-    const auto entry = reinterpret_cast<cuda::ModuleEntry>(dlsym(library, cuda::kModuleEntry));
-    const Module* module = entry == nullptr ? nullptr : entry();
-    if (module == nullptr || module->abi != cuda::kModuleAbi) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          place, " belongs to another version of antiphon; install both from one build"));
-    }
-    return module;
-  }
-  return absl::NotFoundError(absl::StrCat("there is no CUDA module (looked for ", tried, ")"));
-}
-
-// Asked ahead of the module, which would say the same: it and cuBLASLt take a quarter of a second
-// and 80 MiB of a process's own.
-bool DriverIsThere() {
-  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-  if (driver == nullptr) return false;
-  dlclose(driver);
-  return true;
-}
-
-struct Device {
-  uint64_t memory_bytes = 0;
-  std::string text;
-};
-absl::StatusOr<Device> Describe(const Module& module, int device) {
-  ModuleError error;
-  const int count = module.device_count(&error);
-  if (error.code != 0 || count == 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("no CUDA device: ", error.code == 0 ? "the driver has none" : error.message));
-  }
-  if (device < 0 || device >= count) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "CUDA device ", device, " does not exist; there are ", count, ", numbered from 0"));
-  }
-  cuda::DeviceDescription d;
-  module.describe_device(device, &d, &error);
-  RETURN_IF_ERROR(ToStatus(error));
-  if (d.compute_major < 8) {
-    return absl::FailedPreconditionError(
-        fmt::format("CUDA device {} ({}) has compute capability {}.{}; 8.0 or newer is needed",
-                    device, d.name, d.compute_major, d.compute_minor));
-  }
-  return Device{d.memory_bytes, fmt::format("{} (compute {}.{}, {:.1f} of {:.1f} GiB free)", d.name,
-                                            d.compute_major, d.compute_minor,
-                                            static_cast<double>(d.memory_free_bytes) / (1 << 30),
-                                            static_cast<double>(d.memory_bytes) / (1 << 30))};
-}
-
-// Rows of the file's tensors as bf16.
-class Source {
- public:
-  Source(const cpu::Weights& weights, int threads) : weights_(weights), threads_(threads) {}
-
-  cuda::WeightSource Face() {
-    cuda::WeightSource face;
-    face.context = this;
-    face.matrix = [](void* context, Weight weight, uint32_t layer, uint64_t first, uint64_t rows,
-                     uint16_t* out) {
-      static_cast<Source*>(context)->Fill(weight, layer, first, rows, out);
-      return 0;
-    };
-    face.vector = [](void* context, Weight weight, uint32_t layer, float* out) {
-      static_cast<Source*>(context)->Vector(weight, layer, out);
-      return 0;
-    };
-    return face;
-  }
-
- private:
-  // Matrices that the engine has as one.
-  std::vector<const cpu::Matrix*> Parts(Weight weight, uint32_t layer) const {
-    const cpu::LayerWeights& l = weights_.layers[layer];
-    switch (weight) {
-      case Weight::kQkv:
-        return {&l.q, &l.k, &l.v};
-      case Weight::kAttentionOutput:
-        return {&l.attention_output};
-      case Weight::kGateUp:
-        return {&l.gate, &l.up};
-      case Weight::kDown:
-        return {&l.down};
-      default:
-        return {&weights_.output};
-    }
-  }
-
-  void Fill(Weight weight, uint32_t layer, uint64_t first, uint64_t rows, uint16_t* out) const {
-    const uint64_t threads = std::min<uint64_t>(static_cast<uint64_t>(threads_), rows);
-    std::vector<Thread> others;
-    const auto part = [&](uint64_t i) {
-      FillRows(weight, layer, first + rows * i / threads, first + rows * (i + 1) / threads, first,
-               out);
-    };
-    for (uint64_t i = 1; i < threads; ++i) others.emplace_back("weights", [&part, i] { part(i); });
-    part(0);
-  }
-
-  void FillRows(Weight weight, uint32_t layer, uint64_t begin, uint64_t end, uint64_t first,
-                uint16_t* out) const {
-    std::vector<float> values;
-    uint64_t base = 0;
-    const auto row_of = [&](const model::Tensor& tensor, uint64_t row, uint64_t columns,
-                            uint16_t* to) {
-      const model::TypeTraits traits = model::TraitsOf(tensor.type);
-      const std::byte* from =
-          tensor.data + row * (columns / traits.block_elements * traits.block_bytes);
-      if (tensor.type == model::TensorType::kBF16) {
-        std::memcpy(to, from, columns * 2);
-        return;
-      }
-      values.resize(columns);
-      cpu::Dequantize(tensor.type, from, columns, values.data());
-      for (uint64_t i = 0; i < columns; ++i) to[i] = cuda::ToBf16(values[i]);
-    };
-    if (weight == Weight::kEmbedding) {
-      const uint64_t columns = weights_.shape.hidden;
-      for (uint64_t row = begin; row < end; ++row) {
-        row_of(*weights_.embedding, row, columns, out + (row - first) * columns);
-      }
-      return;
-    }
-    for (const cpu::Matrix* matrix : Parts(weight, layer)) {
-      for (uint64_t row = std::max(begin, base); row < std::min(end, base + matrix->rows); ++row) {
-        row_of(*matrix->tensor, matrix->SourceRow(static_cast<uint32_t>(row - base)),
-               matrix->columns, out + (row - first) * matrix->columns);
-      }
-      base += matrix->rows;
-    }
-  }
-
-  void Vector(Weight weight, uint32_t layer, float* out) const {
-    const model::LlamaShape& s = weights_.shape;
-    const auto copy = [&out](const std::vector<float>& from, size_t size) {
-      if (from.empty()) {
-        std::fill(out, out + size, 0.0f);
-      } else {
-        std::copy(from.begin(), from.begin() + static_cast<ptrdiff_t>(size), out);
-      }
-      out += size;
-    };
-    switch (weight) {
-      case Weight::kAttentionNorm:
-        return copy(weights_.layers[layer].attention_norm, s.hidden);
-      case Weight::kFeedForwardNorm:
-        return copy(weights_.layers[layer].feed_forward_norm, s.hidden);
-      case Weight::kOutputNorm:
-        return copy(weights_.output_norm, s.hidden);
-      case Weight::kQkvBias:
-        copy(weights_.layers[layer].q_bias, size_t{s.heads} * s.head_dim);
-        copy(weights_.layers[layer].k_bias, size_t{s.kv_heads} * s.head_dim);
-        return copy(weights_.layers[layer].v_bias, size_t{s.kv_heads} * s.head_dim);
-      default:
-        return copy(weights_.rope_frequencies, weights_.rope_frequencies.size());
-    }
-  }
-
-  const cpu::Weights& weights_;
-  const int threads_;
-};
 
 class CudaRunner final : public ModelRunner {
  public:
-  CudaRunner(const Module* module, cuda::Engine* engine, const RunnerShape& shape,
-             const KvLayout& layout, std::string rope, int threads)
-      : module_(module),
-        engine_(engine),
-        shape_(shape),
-        layout_(layout),
-        rope_(std::move(rope)),
-        draw_requests_(shape.vocab),
-        samplers_(static_cast<size_t>(threads)),
-        team_(threads, "draw", 0, [this](int thread) { Draw(thread); }) {}
-  ~CudaRunner() override { module_->destroy(engine_); }
+  CudaRunner(LoadedEngine loaded, const TensorGroup& group)
+      : loaded_(std::move(loaded)),
+        module_(loaded_.module),
+        engine_(loaded_.engine.get()),
+        group_(group),
+        shape_(loaded_.shape),
+        layout_(loaded_.layout),
+        draw_requests_(shape_.vocab),
+        samplers_(static_cast<size_t>(std::min(loaded_.threads, kDrawThreadsMax))),
+        team_(static_cast<int>(samplers_.size()), "draw", 0, [this](int thread) { Draw(thread); }) {
+    if (group_.comm != nullptr) leader_.emplace(group_, layout_);
+  }
+  ~CudaRunner() override {
+    if (leader_.has_value()) leader_->End();
+  }
+
+  absl::Status AwaitRanks() {
+    if (!leader_.has_value()) return absl::OkStatus();
+    RETURN_IF_ERROR(leader_->Begin(loaded_.model));
+    return AgreeOnPages(loaded_, group_);
+  }
 
   const RunnerShape& shape() const override { return shape_; }
   const KvLayout& layout() const override { return layout_; }
-  std::string rope_text() const override { return rope_; }
+  std::string rope_text() const override { return loaded_.rope; }
+  uint32_t tp_degree() const override { return loaded_.ranks; }
   // Sums of products are ordered by shape and batch: equal workers agree up to rounding.
   std::string kernel_class() const override { return "cuda-bf16-1"; }
 
@@ -255,6 +73,7 @@ class CudaRunner final : public ModelRunner {
     }
     if (pinned_ != nullptr) module_->unregister_memory(engine_, pinned_);
     pinned_ = nullptr;
+    if (leader_.has_value()) RETURN_IF_ERROR(Noted(leader_->UsePool(pool)));
     if (pool.base == nullptr) return absl::OkStatus();
     ModuleError error;
     module_->register_memory(engine_, pool.base, pool.bytes, &error);
@@ -297,9 +116,10 @@ class CudaRunner final : public ModelRunner {
       draw.edits = edits;
       edits += draw.edit_count;
     }
+    if (leader_.has_value()) RETURN_IF_ERROR(TellRanks(step));
     ModuleError error;
     module_->submit(engine_, views_.data(), views_.size(), &error);
-    RETURN_IF_ERROR(Noted(ToStatus(error)));
+    if (error.code != 0) return Failed(ToStatus(error));
     step_ = std::move(step);
     state_ = State::kRunning;
     absl::MutexLock lock(&mutex_);
@@ -319,9 +139,7 @@ class CudaRunner final : public ModelRunner {
       if (!(now == seen) || interrupted_.exchange(false)) return now;
       if (polls < kEagerPolls) continue;
       if (--pauses < 0) return now;
-      absl::MutexLock lock(&mutex_);
-      const bool never = false;
-      mutex_.AwaitWithTimeout(absl::Condition(&never), kPause);
+      Rest();
     }
   }
 
@@ -333,7 +151,8 @@ class CudaRunner final : public ModelRunner {
     outputs_.assign(views_.size(), {});
     ModuleError error;
     module_->take(engine_, outputs_.data(), &error);
-    RETURN_IF_ERROR(Noted(ToStatus(error)));
+    if (error.code != 0) return Failed(ToStatus(error));
+    if (!ranks_.ok()) return Failed(ranks_);
     result_.chunks.clear();
     result_.chunks.resize(views_.size());
     draws_here_.clear();
@@ -381,6 +200,30 @@ class CudaRunner final : public ModelRunner {
     return cuda::DeviceDraws(*chunk.sample) ? cuda::Output::kDraw : cuda::Output::kLogits;
   }
 
+  // The others take their parts of the step. Nothing may be refused from here on.
+  absl::Status TellRanks(const Step& step) {
+    RETURN_IF_ERROR(leader_->Encode(step));
+    uint64_t blocks = 0;
+    for (const SequenceChunk& chunk : step.chunks) {
+      blocks += layout_.BlocksFor(chunk.start + chunk.tokens.size());
+    }
+    if (const uint64_t pages = module_->pages_total(engine_); blocks > pages) {
+      return absl::ResourceExhaustedError(fmt::format(
+          "device memory: the step's contexts need {} KV pages, there are {}", blocks, pages));
+    }
+    if (absl::Status sent = leader_->Send(); !sent.ok()) return Failed(std::move(sent));
+    return absl::OkStatus();
+  }
+
+  // A rank that is only slow would still write to blocks that are about to be given back.
+  absl::Status Failed(absl::Status status) {
+    if (leader_.has_value()) {
+      group_.comm->Abort(status);
+      if (group_.fence) group_.fence();
+    }
+    return Noted(std::move(status));
+  }
+
   absl::Status Noted(absl::Status status) {
     if (absl::IsUnavailable(status)) {
       absl::MutexLock lock(&mutex_);
@@ -392,9 +235,12 @@ class CudaRunner final : public ModelRunner {
   StepProgress Poll() {
     if (state_ != State::kRunning) return Progress();
     const cuda::EngineProgress now = module_->poll(engine_);
+    // Of a group's blocks each rank writes some heads: they are complete when all have finished.
+    if (now.finished && leader_.has_value()) ranks_ = group_.comm->Barrier(group_.timeout);
     if (now.finished) state_ = State::kDone;
     absl::MutexLock lock(&mutex_);
-    progress_ = {.layers_done = now.layers_done, .finished = now.finished};
+    progress_ = {.layers_done = leader_.has_value() && !now.finished ? 0 : now.layers_done,
+                 .finished = now.finished};
     return progress_;
   }
 
@@ -416,11 +262,14 @@ class CudaRunner final : public ModelRunner {
         absl::MakeSpan(logits, shape_.vocab), *step_.chunks[i].sample);
   }
 
+  const LoadedEngine loaded_;
   const Module* const module_;
   cuda::Engine* const engine_;
+  const TensorGroup group_;
+  std::optional<GroupLeader> leader_;
+  absl::Status ranks_;  // how they ended the step
   const RunnerShape shape_;
   const KvLayout layout_;
-  const std::string rope_;
 
   State state_ = State::kIdle;
   std::byte* pinned_ = nullptr;  // the pool
@@ -442,77 +291,70 @@ class CudaRunner final : public ModelRunner {
   cpu::Team team_;  // last: its threads use the rest
 };
 
-}  // namespace
-
-absl::Status FindCudaDevice(const std::string& module_path, int device, std::string* description) {
-  if (module_path.empty() && !DriverIsThere()) {
-    return absl::FailedPreconditionError("no CUDA device: there is no NVIDIA driver");
+// Runs a step to its end.
+absl::Status RunToEnd(const Module& module, cuda::Engine* engine, const Step& step,
+                      std::vector<cuda::ChunkView>& views) {
+  views.clear();
+  for (const SequenceChunk& chunk : step.chunks) {
+    views.push_back({.sequence = chunk.sequence,
+                     .tokens = chunk.tokens.data(),
+                     .token_count = static_cast<uint32_t>(chunk.tokens.size()),
+                     .start = chunk.start,
+                     .blocks = chunk.blocks.data(),
+                     .output = chunk.want_logits ? cuda::Output::kAllLogits : cuda::Output::kNone});
   }
-  ASSIGN_OR_RETURN(const Module* module, LoadModule(module_path));
-  ASSIGN_OR_RETURN(Device found, Describe(*module, device));
-  *description = std::move(found.text);
-  return absl::OkStatus();
+  ModuleError error;
+  module.submit(engine, views.data(), views.size(), &error);
+  RETURN_IF_ERROR(ToStatus(error));
+  for (int polls = 0; !module.poll(engine).finished; ++polls) {
+    if (polls > kEagerPolls) Rest();
+  }
+  std::vector<cuda::ChunkOutput> outputs(views.size());
+  module.take(engine, outputs.data(), &error);
+  return ToStatus(error);
 }
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const model::ModelFile* file,
                                                             const CudaRunnerOptions& options) {
-  ASSIGN_OR_RETURN(const Module* module, LoadModule(options.module_path));
-  ASSIGN_OR_RETURN(const Device device, Describe(*module, options.device));
-  LogInfo("CUDA engine: device {}, {}", options.device, device.text);
-  ASSIGN_OR_RETURN(const std::unique_ptr<cpu::Weights> weights,
-                   cpu::FindWeights(*file, Activations::kFloat));
-  const model::LlamaShape& s = weights->shape;
-  KvLayout layout;
-  layout.block_tokens = options.block_tokens;
-  layout.layers = s.layers;
-  layout.kv_heads = s.kv_heads;
-  layout.head_dim = s.head_dim;
-  layout.dtype = KvDtype::kBf16;
-  RETURN_IF_ERROR(layout.Validate());
-  cuda::EngineConfig config;
-  config.device = options.device;
-  config.layers = s.layers;
-  config.hidden = s.hidden;
-  config.feed_forward = s.feed_forward;
-  config.heads = s.heads;
-  config.kv_heads = s.kv_heads;
-  config.head_dim = s.head_dim;
-  config.vocab = s.vocab;
-  config.context = s.context;
-  config.rope_dims = s.rope_dims;
-  config.rms_eps = s.rms_eps;
-  config.tied_output = s.tied_output;
-  config.qkv_bias = !weights->layers[0].q_bias.empty();
-  config.block_tokens = options.block_tokens;
-  config.layer_bytes = layout.layer_bytes();
-  config.step_tokens_max = options.step_tokens_max;
-  config.rows_max = std::min(options.rows_max, options.step_tokens_max);
-  config.memory_bytes =
-      static_cast<uint64_t>(options.memory_fraction * static_cast<double>(device.memory_bytes));
-  const int threads = options.threads == 0 ? cpu::GrantedCores() : options.threads;
-  Source source(*weights, threads);
-  auto progress = options.on_load_progress;
-  ModuleError error;
-  cuda::Engine* engine = module->create(
-      config, source.Face(),
-      [](void* context, double done) {
-        const auto& report = *static_cast<std::function<void(double)>*>(context);
-        if (report) report(done);
-      },
-      &progress, &error);
-  if (engine == nullptr) return ToStatus(error);
-  LogInfo("CUDA engine: {} KV pages of {} tokens on the device", module->pages_total(engine),
-          options.block_tokens);
-  const RunnerShape shape = {.vocab = s.vocab,
-                             .context = s.context,
-                             .step_tokens_max = options.step_tokens_max,
-                             .copies_blocks = true,
-                             .makes_checksums = true};
-  return std::unique_ptr<ModelRunner>(
-      new CudaRunner(module, engine, shape, layout,
-                     fmt::format("halves dims={} base={} scale={} freqs={}", s.rope_dims,
-                                 s.rope_base, s.rope_scale, s.has_rope_freqs ? "file" : "none"),
-                     std::min(threads, kDrawThreadsMax)));
+  CHECK(options.group.comm == nullptr || options.group.comm->rank() == 0);
+  ASSIGN_OR_RETURN(LoadedEngine loaded, cuda::LoadEngine(*file, options));
+  auto runner = std::make_unique<CudaRunner>(std::move(loaded), options.group);
+  RETURN_IF_ERROR(runner->AwaitRanks());
+  return runner;
+}
+
+absl::Status ServeCudaRank(const model::ModelFile* file, const CudaRunnerOptions& options) {
+  CHECK(options.group.comm != nullptr && options.group.comm->rank() > 0);
+  ASSIGN_OR_RETURN(const LoadedEngine loaded, cuda::LoadEngine(*file, options));
+  const Module& module = *loaded.module;
+  cuda::Engine* const engine = loaded.engine.get();
+  std::byte* pinned = nullptr;
+  GroupMember member(options.group, loaded.layout, [&](std::byte* base, size_t bytes) {
+    if (pinned != nullptr) module.unregister_memory(engine, std::exchange(pinned, nullptr));
+    if (base == nullptr) return;
+    ModuleError error;
+    module.register_memory(engine, base, bytes, &error);
+    if (error.code == 0) {
+      pinned = base;
+    } else {
+      LogWarning("the pool cannot be pinned, copies to and from it are slow: {}",
+                 std::string(error.message));
+    }
+  });
+  RETURN_IF_ERROR(member.Begin(loaded.model));
+  RETURN_IF_ERROR(AgreeOnPages(loaded, options.group));
+  std::vector<cuda::ChunkView> views;
+  while (true) {
+    ASSIGN_OR_RETURN(const std::optional<Step> step, member.Next());
+    if (!step.has_value()) return absl::OkStatus();
+    if (absl::Status status = RunToEnd(module, engine, *step, views); !status.ok()) {
+      options.group.comm->Abort(status);
+      return status;
+    }
+    RETURN_IF_ERROR(options.group.comm->Barrier(options.group.timeout));
+  }
 }
 
 }  // namespace antiphon::engine

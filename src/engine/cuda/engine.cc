@@ -37,7 +37,7 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
   layers_done_ = 0;
   by_graph_ = DecodeBucket(static_cast<uint32_t>(count)) != 0;
   pages_->BeginStep();
-  for (const ChunkView& chunk : chunks_) {
+  for (ChunkView& chunk : chunks_) {
     Work work{.chunk = &chunk, .first_row = rows_};
     const uint32_t end = chunk.start + chunk.token_count;
     if (!pages_->Place(chunk.sequence, chunk.blocks, chunk.start, end, &work.placement)) {
@@ -50,8 +50,9 @@ Error Engine::Submit(const ChunkView* chunks, size_t count) {
          b < blocks; ++b) {
       work.registered = work.registered && DeviceAddress(chunk.blocks[b]) != 0;
     }
-    work.by_rows = chunk.token_count <= kRowCopyTokens;
+    work.by_rows = sliced_ || chunk.token_count <= kRowCopyTokens;
     by_graph_ = by_graph_ && chunk.token_count == 1 && chunk.output != Output::kAllLogits;
+    if (config_.rank != 0) chunk.output = Output::kNone;
     rows_ += chunk.token_count;
     work.first_checksummed = checksummed_;
     if (chunk.checksums != nullptr) checksummed_ += BlocksWritten(chunk);
@@ -176,7 +177,7 @@ Error Engine::ProjectAndAppend(uint32_t layer, uint32_t rows, const StepTables& 
 Error Engine::RunAttentionAndFeedForward(uint32_t layer, uint32_t rows, const StepTables& tables,
                                          uint32_t chunks, const AttentionPlan& plan) {
   const Layer& l = layers_[layer];
-  auto* keys = reinterpret_cast<uint16_t*>(kv_.data() + layer * config_.layer_bytes);
+  auto* keys = reinterpret_cast<uint16_t*>(PageLayer(0, layer));
   uint16_t* values = keys + size_t{config_.block_tokens} * config_.kv_heads * config_.head_dim;
   AttentionShape shape = attention_;
   shape.dependent = dependent_launch_ && Few(qkv_, rows);
@@ -210,8 +211,30 @@ Error Engine::AddToResidual(const Product& product, uint32_t rows, const uint16_
   } else {
     MODULE_RETURN_IF_ERROR(gemm_.Run(own, rows, w, x, x_.data()));
   }
+  const size_t count = size_t{rows} * config_.hidden;
+  if (config_.sum != nullptr) return SumOnHost(x_.data(), count);
   if (group_ == nullptr) return {};
-  return group_->AllReduceSum(x_.data(), size_t{rows} * config_.hidden, compute_.get());
+  return group_->AllReduceSum(x_.data(), count, compute_.get());
+}
+
+Error Engine::SumOnHost(float* values, size_t count) {
+  HostSum& sum = sums_.try_emplace(count, HostSum{this, count}).first->second;
+  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(sum_host_.data(), values, count * sizeof(float),
+                                       cudaMemcpyDeviceToHost, compute_.get()));
+  CUDA_RETURN_IF_ERROR(cudaLaunchHostFunc(
+      compute_.get(),
+      [](void* context) {
+        const auto& s = *static_cast<HostSum*>(context);
+        Engine& e = *s.engine;
+        if (e.sum_failed_) return;
+        if (e.config_.sum(e.config_.sum_context, e.sum_host_.data(), s.count) != 0) {
+          e.sum_failed_ = true;
+        }
+      },
+      &sum));
+  CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(values, sum_host_.data(), count * sizeof(float),
+                                       cudaMemcpyHostToDevice, compute_.get()));
+  return {};
 }
 
 Error Engine::RunLayers() {
@@ -277,7 +300,9 @@ Error Engine::Capture(uint32_t bucket, DecodeGraph* out) {
       }
       MODULE_RETURN_IF_ERROR(RunAttentionAndFeedForward(layer, bucket, decode_, bucket, out->plan));
     }
-    if (Few(logits_product_, bucket)) {
+    if (config_.rank != 0) {
+      // Rank 0 has the output.
+    } else if (Few(logits_product_, bucket)) {
       MODULE_RETURN_IF_ERROR(MultiplyFew(logits_product_, bucket, output_, nullptr, output_norm_,
                                          logits_.data(), FewRowsOutput::kFloat));
     } else {
@@ -286,8 +311,10 @@ Error Engine::Capture(uint32_t bucket, DecodeGraph* out) {
       MODULE_RETURN_IF_ERROR(
           gemm_.Run(logits_product_, bucket, output_, normed_.data(), logits_.data()));
     }
-    CUDA_RETURN_IF_ERROR(
-        Argmax(logits_.data(), bucket, config_.vocab, vocab_stride_, best_.data(), compute_.get()));
+    if (config_.rank == 0) {
+      CUDA_RETURN_IF_ERROR(Argmax(logits_.data(), bucket, config_.vocab, vocab_stride_,
+                                  best_.data(), compute_.get()));
+    }
     if (config_.copy_out) {
       CUDA_RETURN_IF_ERROR(cudaEventRecord(forked_.get(), copy_.get()));
       CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(compute_.get(), forked_.get(), 0));
@@ -353,6 +380,7 @@ EngineProgress Engine::Poll() {
     return {.layers_done = layers_done_, .finished = false};
   }
   if (status != cudaSuccess) broken_ = FromCuda(status, "Poll(");
+  if (sum_failed_ && !broken_) broken_ = {kUnavailable, "the group of ranks broke"};
   if (!broken_) HandOutChecksums(layers_done_, config_.layers);
   layers_done_ = config_.layers;
   running_ = false;

@@ -7,6 +7,7 @@
 #ifndef ANTIPHON_ENGINE_CUDA_ENGINE_H_
 #define ANTIPHON_ENGINE_CUDA_ENGINE_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -74,6 +75,7 @@ class Engine {
   Error Take(ChunkOutput* outputs);
   Error Adopt(const ChunkView& chunk);
   uint64_t pages_total() const { return pages_->pages_total(); }
+  void LimitPages(uint64_t pages);
 
  private:
   explicit Engine(const EngineConfig& config);
@@ -103,6 +105,10 @@ class Engine {
     uint32_t best_row = 0;           // of best_host_
     size_t logits_row = 0;           // of logits_host_
   };
+  struct HostSum {
+    Engine* engine = nullptr;
+    size_t count = 0;
+  };
   struct DecodeGraph {
     GraphExec graph;
     AttentionPlan plan;
@@ -111,6 +117,7 @@ class Engine {
   Error Init(const WeightSource& source, void (*progress)(void*, double), void* progress_context);
   Error LoadWeights(const WeightSource& source, void (*progress)(void*, double), void* context);
   Error AllocateStep();
+  size_t DeviceBytes() const;  // of weights and step
   Error TuneProducts();
   Error CaptureGraphs();
 
@@ -121,6 +128,8 @@ class Engine {
   Error Capture(uint32_t bucket, DecodeGraph* out);
   Error RunAttentionAndFeedForward(uint32_t layer, uint32_t rows, const StepTables& tables,
                                    uint32_t chunks, const AttentionPlan& plan);
+  // On the host, in the order of the compute stream.
+  Error SumOnHost(float* values, size_t count);
   // x += w x, summed over the ranks.
   Error AddToResidual(const Product& product, uint32_t rows, const uint16_t* w, const uint16_t* x);
   // Few rows: one kernel of ours with the norm before and the activation behind.
@@ -132,6 +141,10 @@ class Engine {
   Error LoadLayers(uint32_t first, uint32_t end);
   Error CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t rows);
   Error CopyUnregisteredOut();
+  // Layers [first, end) of one block, either way.
+  Error CopyBlock(int32_t page, std::byte* block, uint32_t first, uint32_t end, bool out,
+                  cudaStream_t stream);
+  std::byte* PageLayer(int32_t page, uint32_t layer) const;
   // Gives outputs their places in host memory and brings the draws to the device.
   Error PlaceOutputs();
   // Of layers [first, end) of the blocks that the step writes, where they are wanted.
@@ -153,6 +166,9 @@ class Engine {
 
   const EngineConfig config_;
   const uint32_t qkv_width_;
+  const bool sliced_;               // a page holds some of a block's heads
+  const size_t block_layer_bytes_;  // of the host's blocks
+  const size_t page_layer_bytes_;
   const size_t page_bytes_;
   uint32_t vocab_stride_ = 0;
   bool dependent_launch_ = false;  // the device has it
@@ -194,7 +210,10 @@ class Engine {
   StepTables mixed_, decode_;
   std::vector<Region> regions_;
   Gemm gemm_;
-  std::unique_ptr<NcclGroup> group_;        // nullptr: this engine is alone
+  std::unique_ptr<NcclGroup> group_;  // nullptr: this engine is alone, or the host sums
+  PinnedArray<float> sum_host_;
+  std::map<size_t, HostSum> sums_;  // by count, for the driver's calls
+  std::atomic<bool> sum_failed_ = false;
   std::map<uint32_t, DecodeGraph> graphs_;  // by bucket; gone before the group and the streams
 
   // The step at hand.

@@ -27,6 +27,33 @@ Error Engine::Copies(std::vector<void*>& to, std::vector<const void*>& from,
   return {};
 }
 
+std::byte* Engine::PageLayer(int32_t page, uint32_t layer) const {
+  return kv_.data() + static_cast<size_t>(page) * page_bytes_ + layer * page_layer_bytes_;
+}
+
+Error Engine::CopyBlock(int32_t page, std::byte* block, uint32_t first, uint32_t end, bool out,
+                        cudaStream_t stream) {
+  const cudaMemcpyKind kind = out ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+  if (!sliced_) {
+    std::byte* host = block + first * block_layer_bytes_;
+    std::byte* device = PageLayer(page, first);
+    CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(out ? host : device, out ? device : host,
+                                         (end - first) * page_layer_bytes_, kind, stream));
+    return {};
+  }
+  const size_t host_pitch = page_layout_.host_token_bytes;
+  const size_t width = size_t{config_.kv_heads} * config_.head_dim * sizeof(uint16_t);
+  for (uint32_t layer = first; layer < end; ++layer) {
+    std::byte* host = block + layer * block_layer_bytes_ + page_layout_.host_offset;
+    std::byte* device = PageLayer(page, layer);
+    // V lies right behind K on both sides.
+    CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(out ? host : device, out ? host_pitch : width,
+                                           out ? device : host, out ? width : host_pitch, width,
+                                           size_t{2} * config_.block_tokens, kind, stream));
+  }
+  return {};
+}
+
 // Layers [first, end) of the blocks that are not on the device, on the load stream.
 Error Engine::LoadLayers(uint32_t first, uint32_t end) {
   std::vector<void*> to;
@@ -34,17 +61,14 @@ Error Engine::LoadLayers(uint32_t first, uint32_t end) {
   std::vector<size_t> sizes;
   for (const Work& work : work_) {
     for (uint32_t b = work.placement.load_begin; b < work.placement.load_end; ++b) {
-      std::byte* page = kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ +
-                        first * config_.layer_bytes;
-      const std::byte* block = work.chunk->blocks[b] + first * config_.layer_bytes;
-      const size_t bytes = (end - first) * config_.layer_bytes;
-      if (work.registered) {
-        to.push_back(page);
-        from.push_back(block);
-        sizes.push_back(bytes);
+      const int32_t page = work.placement.pages[b];
+      if (work.registered && !sliced_) {
+        to.push_back(PageLayer(page, first));
+        from.push_back(work.chunk->blocks[b] + first * block_layer_bytes_);
+        sizes.push_back((end - first) * page_layer_bytes_);
       } else {
-        CUDA_RETURN_IF_ERROR(
-            cudaMemcpyAsync(page, block, bytes, cudaMemcpyHostToDevice, load_.get()));
+        MODULE_RETURN_IF_ERROR(
+            CopyBlock(page, work.chunk->blocks[b], first, end, /*out=*/false, load_.get()));
       }
     }
   }
@@ -86,10 +110,9 @@ Error Engine::CopyLayerOut(uint32_t layer, const StepTables& tables, uint32_t ro
     const ChunkView& chunk = *work.chunk;
     const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
     for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
-      const size_t at = layer * config_.layer_bytes;
-      to.push_back(chunk.blocks[b] + at);
-      from.push_back(kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_ + at);
-      sizes.push_back(config_.layer_bytes);
+      to.push_back(chunk.blocks[b] + layer * block_layer_bytes_);
+      from.push_back(PageLayer(work.placement.pages[b], layer));
+      sizes.push_back(page_layer_bytes_);
     }
   }
   MODULE_RETURN_IF_ERROR(MakeChecksums(layer, layer + 1, tables, copy_.get()));
@@ -110,9 +133,8 @@ Error Engine::CopyUnregisteredOut() {
     const ChunkView& chunk = *work.chunk;
     const uint32_t end = (chunk.start + chunk.token_count - 1) / config_.block_tokens + 1;
     for (uint32_t b = chunk.start / config_.block_tokens; b < end; ++b) {
-      CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
-          chunk.blocks[b], kv_.data() + static_cast<size_t>(work.placement.pages[b]) * page_bytes_,
-          page_bytes_, cudaMemcpyDeviceToHost, compute_.get()));
+      MODULE_RETURN_IF_ERROR(CopyBlock(work.placement.pages[b], chunk.blocks[b], 0, config_.layers,
+                                       /*out=*/true, compute_.get()));
     }
   }
   return {};
@@ -192,7 +214,8 @@ void Engine::UnregisterMemory(void* memory) {
 
 uint64_t Engine::DeviceAddress(const std::byte* host) const {
   for (const Region& region : regions_) {
-    if (host >= region.begin && host + page_bytes_ <= region.begin + region.bytes) {
+    if (host >= region.begin &&
+        host + block_layer_bytes_ * config_.layers <= region.begin + region.bytes) {
       return region.device + static_cast<uint64_t>(host - region.begin);
     }
   }

@@ -33,7 +33,11 @@ Error Shape(const EngineConfig& c) {
     return refuse("rope.dimension_count is " + std::to_string(c.rope_dims) +
                   "; the CUDA engine serves multiples of 4");
   }
-  const uint64_t half = uint64_t{c.block_tokens} * c.kv_heads * c.head_dim * 2;
+  const uint32_t block_heads = c.block_kv_heads == 0 ? c.kv_heads : c.block_kv_heads;
+  if (block_heads < c.kv_heads || c.first_kv_head > block_heads - c.kv_heads) {
+    return refuse("the rank's kv heads are not in the block");
+  }
+  const uint64_t half = uint64_t{c.block_tokens} * block_heads * c.head_dim * 2;
   if (!ChecksumServes(size_t{c.kv_heads} * c.head_dim * 2)) {
     return refuse("kv heads x head_dim is " + std::to_string(c.kv_heads * c.head_dim) +
                   "; the CUDA engine serves multiples of 64");
@@ -117,7 +121,12 @@ Error Engine::Create(const EngineConfig& config, const WeightSource& source,
 Engine::Engine(const EngineConfig& config)
     : config_(config),
       qkv_width_((config.heads + 2 * config.kv_heads) * config.head_dim),
-      page_bytes_(config.layer_bytes * config.layers) {}
+      sliced_(config.block_kv_heads != 0 && config.block_kv_heads != config.kv_heads),
+      block_layer_bytes_(config.layer_bytes),
+      page_layer_bytes_(sliced_ ? size_t{2} * config.block_tokens * config.kv_heads *
+                                      config.head_dim * sizeof(uint16_t)
+                                : config.layer_bytes),
+      page_bytes_(page_layer_bytes_ * config.layers) {}
 
 Engine::~Engine() {
   cudaSetDevice(config_.device);
@@ -153,7 +162,7 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
     MODULE_RETURN_IF_ERROR(make_event(*event));
   }
   MODULE_RETURN_IF_ERROR(gemm_.Init(compute_.get()));
-  if (config_.ranks > 0) {
+  if (config_.ranks > 0 && config_.sum == nullptr) {
     MODULE_RETURN_IF_ERROR(NcclGroup::Join(config_.group, config_.rank, config_.ranks, &group_));
   }
 
@@ -188,12 +197,14 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
   MODULE_RETURN_IF_ERROR(AllocateStep());
 
   CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
-  const size_t used = free_at_start - std::min(free_at_start, free_bytes);
   const size_t granted = config_.memory_bytes != 0
                              ? std::min<size_t>(config_.memory_bytes, free_at_start)
                              : free_at_start / 10 * 9;
-  const size_t beside = used + kReserveBytes;
-  const size_t page_count = granted > beside ? (granted - beside) / page_bytes_ : 0;
+  // Other processes may load on the device at the same time: what is gone is not ours alone.
+  const size_t beside = DeviceBytes() + kReserveBytes;
+  const size_t left = std::min(granted - std::min(granted, beside),
+                               free_bytes - std::min(free_bytes, kReserveBytes));
+  const size_t page_count = left / page_bytes_;
   // One page is for the rows that only fill a graph's bucket.
   const size_t context_pages =
       RoundUp(config_.context, config_.block_tokens) / config_.block_tokens;
@@ -213,10 +224,15 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
   pages_ = std::make_unique<PageTable>(1, pages - 1, config_.block_tokens);
   page_layout_ = {.base = kv_.data(),
                   .page_bytes = page_bytes_,
-                  .layer_bytes = config_.layer_bytes,
+                  .layer_bytes = page_layer_bytes_,
                   .block_tokens = config_.block_tokens,
                   .kv_heads = config_.kv_heads,
-                  .head_dim = config_.head_dim};
+                  .head_dim = config_.head_dim,
+                  .host_layer_bytes = block_layer_bytes_};
+  const size_t head_bytes = size_t{config_.head_dim} * sizeof(uint16_t);
+  page_layout_.host_token_bytes =
+      (sliced_ ? config_.block_kv_heads : config_.kv_heads) * head_bytes;
+  page_layout_.host_offset = sliced_ ? config_.first_kv_head * head_bytes : 0;
   MODULE_RETURN_IF_ERROR(mixed_.Allocate(config_.step_tokens_max, config_.step_tokens_max, pages));
   MODULE_RETURN_IF_ERROR(decode_.Allocate(RowBucket(config_.rows_max), RowBucket(config_.rows_max),
                                           pages + RowBucket(config_.rows_max)));
@@ -226,12 +242,23 @@ Error Engine::Init(const WeightSource& source, void (*progress)(void*, double), 
   return {};
 }
 
+size_t Engine::DeviceBytes() const {
+  size_t bytes = 0;
+  const auto add = [&bytes](const auto&... arrays) {
+    ((bytes += arrays.size() * sizeof(*arrays.data())), ...);
+  };
+  for (const DeviceArray<std::byte>& array : weights_) add(array);
+  add(cosines_, sines_, x_, normed_, qkv_out_, attended_, gate_up_out_, activated_, logits_, best_,
+      draws_, attention_partials_, attention_tables_);
+  return bytes;
+}
+
 Error Engine::LoadWeights(const WeightSource& source, void (*progress)(void*, double),
                           void* context) {
   const EngineConfig& c = config_;
   const uint32_t attended = c.heads * c.head_dim;
   const uint64_t bytes_all =
-      2 * (uint64_t{c.vocab} * c.hidden * (c.tied_output ? 1 : 2) +
+      2 * (uint64_t{c.vocab} * c.hidden * (c.tied_output || c.rank != 0 ? 1 : 2) +
            c.layers * (uint64_t{qkv_width_} * c.hidden + uint64_t{c.hidden} * attended +
                        3 * uint64_t{c.feed_forward} * c.hidden));
   uint64_t bytes_done = 0;
@@ -301,7 +328,7 @@ Error Engine::LoadWeights(const WeightSource& source, void (*progress)(void*, do
   };
   MODULE_RETURN_IF_ERROR(any(Weight::kEmbedding, 0, c.vocab, c.hidden, &embedding_));
   output_ = embedding_;
-  if (!c.tied_output) {
+  if (!c.tied_output && c.rank == 0) {
     MODULE_RETURN_IF_ERROR(any(Weight::kOutput, 0, c.vocab, c.hidden, &output_));
   }
   MODULE_RETURN_IF_ERROR(vector(Weight::kOutputNorm, 0, c.hidden, &output_norm_));
@@ -367,6 +394,7 @@ Error Engine::AllocateStep() {
   MODULE_RETURN_IF_ERROR(draws_.Allocate(best_.size()));
   MODULE_RETURN_IF_ERROR(
       checksums_host_.Allocate(size_t{config_.step_tokens_max} * config_.layers));
+  if (config_.sum != nullptr) MODULE_RETURN_IF_ERROR(sum_host_.Allocate(rows * config_.hidden));
   MODULE_RETURN_IF_ERROR(attention_partials_.Allocate(kPartialBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_.Allocate(kAttentionTableBytes));
   MODULE_RETURN_IF_ERROR(attention_tables_pinned_.Allocate(kAttentionTableBytes));
@@ -405,12 +433,17 @@ Error Engine::TuneProducts() {
     MODULE_RETURN_IF_ERROR(
         gemm_.Tune(gate_up_, rows, of(&Layer::gate_up), normed_.data(), gate_up_out_.data()));
     MODULE_RETURN_IF_ERROR(gemm_.Tune(down_, rows, of(&Layer::down), activated_.data(), x_.data()));
-    if (rows <= output_rows_max_) {
+    if (rows <= output_rows_max_ && config_.rank == 0) {
       MODULE_RETURN_IF_ERROR(
           gemm_.Tune(logits_product_, rows, {output_}, normed_.data(), logits_.data()));
     }
   }
   return {};
+}
+
+void Engine::LimitPages(uint64_t pages) {
+  if (pages >= pages_total()) return;
+  pages_ = std::make_unique<PageTable>(1, static_cast<uint32_t>(pages), config_.block_tokens);
 }
 
 uint32_t Engine::DecodeBucket(uint32_t rows) const {

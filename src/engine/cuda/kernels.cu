@@ -168,14 +168,16 @@ __global__ void CopyRowsOutKernel(Pages pages, const uint32_t* __restrict__ posi
   if (targets[row] == 0) return;
   const size_t token_bytes = size_t{pages.kv_heads} * pages.head_dim * 2;
   const size_t half_bytes = token_bytes * pages.block_tokens;
-  const size_t offset =
-      layer * pages.layer_bytes + positions[row] % pages.block_tokens * token_bytes;
-  const std::byte* from =
-      pages.base + static_cast<size_t>(row_pages[row]) * pages.page_bytes + offset;
-  std::byte* to = reinterpret_cast<std::byte*>(targets[row]) + offset;
+  const uint32_t token = positions[row] % pages.block_tokens;
+  const std::byte* from = pages.base + static_cast<size_t>(row_pages[row]) * pages.page_bytes +
+                          layer * pages.layer_bytes + token * token_bytes;
+  std::byte* to = reinterpret_cast<std::byte*>(targets[row]) + layer * pages.host_layer_bytes +
+                  token * pages.host_token_bytes + pages.host_offset;
+  const size_t host_half_bytes = pages.host_token_bytes * pages.block_tokens;
   for (size_t i = threadIdx.x * 16; i < 2 * token_bytes; i += blockDim.x * 16) {
-    const size_t at = i < token_bytes ? i : i - token_bytes + half_bytes;
-    *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
+    const bool key = i < token_bytes;
+    *reinterpret_cast<uint4*>(to + (key ? i : i - token_bytes + host_half_bytes)) =
+        *reinterpret_cast<const uint4*>(from + (key ? i : i - token_bytes + half_bytes));
   }
 }
 

@@ -27,6 +27,10 @@ struct Pages {
   uint32_t block_tokens = 0;
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
+  // The host's blocks, of which a page may hold some heads only.
+  size_t host_layer_bytes = 0;
+  size_t host_token_bytes = 0;  // K or V
+  size_t host_offset = 0;       // of the page's first head within a token
 };
 
 struct RopeAppend {

@@ -84,6 +84,7 @@ const Module kModule = {
                ModuleError* error) { Tell(engine->Take(outputs), error); },
     .make_group_id = [](GroupId* out, ModuleError* error) { Tell(NcclGroup::MakeId(out), error); },
     .pages_total = [](const Engine* engine) { return engine->pages_total(); },
+    .limit_pages = [](Engine* engine, uint64_t pages) { engine->LimitPages(pages); },
     .adopt = [](Engine* engine, const ChunkView* chunk,
                 ModuleError* error) { Tell(engine->Adopt(*chunk), error); },
 };

@@ -80,12 +80,21 @@ struct EngineConfig {
   uint32_t rows_max = 0;  // single rows that run as one graph
   uint64_t memory_bytes =
       0;  // that the engine may take of the device's; 0: nine tenths of the free
-  // Tensor parallelism: heads, kv_heads and feed_forward are this rank's share, the blocks hold its
-  // share of K and V, and the weights are those of the share; sums of layers are taken over all
-  // ranks. 0: none. 1 goes through NCCL as well, alone.
+  // Tensor parallelism: heads, kv_heads and feed_forward are this rank's share, and so are the
+  // weights; sums of layers are taken over all ranks. Rank 0 alone has an output. 0: none. 1 goes
+  // through NCCL as well, alone.
   uint32_t ranks = 0;
   uint32_t rank = 0;
+  // The blocks hold K and V of all ranks: so many kv heads, this rank's from the given one on. 0:
+  // the engine's own alone.
+  uint32_t block_kv_heads = 0;
+  uint32_t first_kv_head = 0;
+  // Who sums: NCCL, whose ranks have a device each, or without `sum` being nullptr the host, for
+  // ranks that share one. values[i] = the sum of all ranks' values[i]; called by a thread of the
+  // driver, which must not use CUDA, in the order of the stream. Not 0: the group broke.
   GroupId group;
+  int (*sum)(void* context, float* values, size_t count) = nullptr;
+  void* sum_context = nullptr;
   bool copy_out = true;  // off in the benchmark that measures what copying costs
 };
 
@@ -165,6 +174,8 @@ struct Module {
   void (*take)(Engine* engine, ChunkOutput* outputs, ModuleError* error) = nullptr;
   void (*make_group_id)(GroupId* out, ModuleError* error) = nullptr;
   uint64_t (*pages_total)(const Engine* engine) = nullptr;
+  // Before the first step: ranks of a group use equally many.
+  void (*limit_pages)(Engine* engine, uint64_t pages) = nullptr;
   // For benchmarks: the sequence's first `tokens` tokens count as computed, with random K and V.
   void (*adopt)(Engine* engine, const ChunkView* chunk, ModuleError* error) = nullptr;
 };

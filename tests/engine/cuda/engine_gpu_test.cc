@@ -378,14 +378,33 @@ void TestChecksumsWithoutCopies(uint64_t seed) {
   engine = nullptr;  // before the memory that it has pinned
 }
 
+enum class As { kAlone, kNccl, kSlice };
+
 void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, bool pinned,
-               uint64_t seed, bool nccl = false) {
+               uint64_t seed, As as = As::kAlone) {
   const std::string name = "dim " + std::to_string(head_dim) + (bias ? ", bias" : "") +
                            (pinned ? ", pinned" : ", pageable") +
-                           (nccl ? ", NCCL with one rank" : "");
+                           (as == As::kNccl    ? ", NCCL with one rank"
+                            : as == As::kSlice ? ", in blocks with others' heads"
+                                               : "");
   std::printf("-- %s\n", name.c_str());
   Model model(head_dim, heads, kv_heads, bias, seed);
-  if (nccl) {
+  uint32_t block_heads = kv_heads, first_head = 0, sums = 0;
+  if (as == As::kSlice) {
+    // As a rank whose sums are its own parts.
+    first_head = 2;
+    block_heads = kv_heads + 5;
+    model.config.ranks = 1;
+    model.config.block_kv_heads = block_heads;
+    model.config.first_kv_head = first_head;
+    model.config.layer_bytes = size_t{2} * 16 * block_heads * head_dim * 2 + 4096;
+    model.config.sum_context = &sums;
+    model.config.sum = [](void* context, float*, size_t) {
+      ++*static_cast<uint32_t*>(context);
+      return 0;
+    };
+  }
+  if (as == As::kNccl) {
     model.config.ranks = 1;
     if (const Error error = NcclGroup::MakeId(&model.config.group)) {
       std::printf("not run: %s\n", error.message.c_str());
@@ -426,15 +445,22 @@ void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, 
   // The host's blocks hold the same K and V either way, up to rounding, and no poison where tokens
   // are.
   double error = 0, size = 0;
-  const size_t token_bytes = size_t{kv_heads} * head_dim * 2, half = token_bytes * 16;
+  size_t touched = 0;
+  const size_t token_bytes = size_t{kv_heads} * head_dim * 2;
+  const size_t block_token_bytes = size_t{block_heads} * head_dim * 2;
+  const size_t half = block_token_bytes * 16, own = size_t{first_head} * head_dim * 2;
   for (uint32_t t = 0; t < n; ++t) {
     for (uint32_t layer = 0; layer < config.layers; ++layer) {
       for (size_t which = 0; which < 2; ++which) {
-        const size_t at = layer * config.layer_bytes + which * half + t % 16 * token_bytes;
+        const size_t at = layer * config.layer_bytes + which * half + t % 16 * block_token_bytes;
+        const auto foreign = [&](size_t i) { return i < own || i >= own + token_bytes; };
+        for (size_t i = 0; i < block_token_bytes; ++i) {
+          if (foreign(i) && whole.pointers[t / 16][at + i] != std::byte{0xff}) ++touched;
+        }
         for (size_t i = 0; i < token_bytes; i += 2) {
           uint16_t a, b;
-          std::memcpy(&a, whole.pointers[t / 16] + at + i, 2);
-          std::memcpy(&b, parts.pointers[t / 16] + at + i, 2);
+          std::memcpy(&a, whole.pointers[t / 16] + at + own + i, 2);
+          std::memcpy(&b, parts.pointers[t / 16] + at + own + i, 2);
           const double d = double(FromBf16(a)) - FromBf16(b);
           error += d * d;
           size += double(FromBf16(a)) * FromBf16(a);
@@ -443,6 +469,7 @@ void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, 
     }
   }
   ExpectClose(std::sqrt(error / size), kBound, "K and V in the host's blocks");
+  Expect(touched == 0, "heads of others are not touched");
 
   // Single rows: the graph of one row, fed from the other sequence's blocks, which are loaded.
   for (uint32_t position : {n - 3, n - 2, n - 1}) {
@@ -513,7 +540,12 @@ void TestModel(uint32_t head_dim, uint32_t heads, uint32_t kv_heads, bool bias, 
   result = Run(*engine, config, {Chunk(1000, tokens, 90, 1, again, Output::kLogits)});
   ExpectClose(Distance(result[0].logits, last(90)), kBound, "blocks that were used before");
   std::vector<std::unique_ptr<Blocks>> kept;
-  TestChecksums(*engine, config, tokens, whole, pinned, kept);
+  if (as == As::kSlice) {
+    // Two sums a layer of each step, and those of the graphs' first runs.
+    Expect(sums % (2 * config.layers) == 0 && sums > 0, "sums are made");
+  } else {
+    TestChecksums(*engine, config, tokens, whole, pinned, kept);
+  }
   engine = nullptr;  // before the memory that it has pinned
 }
 
@@ -590,7 +622,9 @@ int Main() {
   TestModel(64, 4, 2, false, true, seed);
   TestModel(128, 4, 1, true, true, seed + 1);
   TestModel(64, 9, 3, false, false, seed + 2);
-  TestModel(64, 4, 2, false, true, seed + 5, /*nccl=*/true);
+  TestModel(64, 4, 2, false, true, seed + 5, As::kNccl);
+  TestModel(64, 4, 2, false, true, seed + 7, As::kSlice);
+  TestModel(128, 4, 1, true, false, seed + 8, As::kSlice);
   TestChecksumsWithoutCopies(seed + 6);
   TestEviction(seed + 3);
   TestRefusals(seed + 4);
