@@ -17,10 +17,10 @@ constexpr float kMasked = -std::numeric_limits<float>::infinity();
 // Log-probabilities travel as JSON numbers, which have no infinity.
 constexpr float kLogprobMin = -9999.0f;
 constexpr float kTemperatureMin = 1e-5f;
-constexpr size_t kBlock = 32;         // logits that share an entry of maxima_
-constexpr size_t kDrawChunk = 1024;   // logits whose weights are summed in one go
-constexpr size_t kNucleusTry = 1024;  // most nuclei are smaller
-constexpr size_t kBins = 2048;        // of larger ones, each of 1/64 of a nat
+constexpr size_t kBlock = cpu::kMaximaBlock;  // logits that share an entry of maxima_
+constexpr size_t kDrawChunk = 1024;           // logits whose weights are summed in one go
+constexpr size_t kNucleusTry = 1024;          // most nuclei are smaller
+constexpr size_t kBins = 2048;                // of larger ones, each of 1/64 of a nat
 constexpr float kBinsOfOne = 64;
 
 // All tables give the same bits, so the fastest may serve behind every runner.
@@ -138,7 +138,7 @@ uint32_t Sampler::Draw(absl::Span<const float> logits, const SamplingParams& p, 
   if (!(peak > kMasked)) return best;  // everything is masked
   scaled_.resize(n);
   const float inverse = 1.0f / p.temperature;
-  for (size_t i = 0; i < n; ++i) scaled_[i] = (logits[i] - peak) * inverse;
+  Math().shift_scale(logits.data(), n, peak, inverse, scaled_.data());
   const double u = PhiloxUniform(p.seed, position);
   const bool top_k = p.top_k > 0 && p.top_k < n;
   const bool top_p = p.top_p < 1.0f;
@@ -231,12 +231,8 @@ void Sampler::SelectTop(absl::Span<const float> values, size_t count) {
   candidates_.clear();
   // The count-th largest maximum of a block bounds the count-th largest value from below, so most
   // of the vocabulary is looked at once.
-  maxima_.clear();
-  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const auto first = values.begin() + static_cast<ptrdiff_t>(begin);
-    const size_t n = std::min(kBlock, values.size() - begin);
-    maxima_.push_back(*std::max_element(first, first + static_cast<ptrdiff_t>(n)));
-  }
+  maxima_.resize((values.size() + kBlock - 1) / kBlock);
+  Math().block_maxima(values.data(), values.size(), maxima_.data());
   float bound = kMasked;
   if (count <= maxima_.size()) {
     bounds_ = maxima_;

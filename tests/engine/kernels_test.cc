@@ -439,6 +439,31 @@ TEST(KernelsTest, ArgmaxIsTheLowestIndexOfTheMaximumAndSumExpIsExact) {
   }
 }
 
+TEST(KernelsTest, BlockMaximaAndShiftScaleAreExact) {
+  TestRandom random(8);
+  for (size_t n : {1, 15, 31, 32, 33, 64, 1000, 4097}) {
+    const std::vector<float> x = random.Normals(n, 4.0f);
+    std::vector<float> maxima, scaled;
+    for (size_t i = 0; i < n; ++i) {
+      if (i % kMaximaBlock == 0) maxima.push_back(x[i]);
+      maxima.back() = std::max(maxima.back(), x[i]);
+      const float shifted = x[i] - 3.0f;
+      scaled.push_back(shifted * 1.7f);
+    }
+    for (const Kernels* kernels : GrantedKernels()) {
+      SCOPED_TRACE(kernels->name);
+      std::vector<float> got(maxima.size() + 1, -1.0f);
+      kernels->block_maxima(x.data(), n, got.data());
+      EXPECT_EQ(got.back(), -1.0f);
+      got.pop_back();
+      EXPECT_EQ(got, maxima);
+      got.assign(n, 0);
+      kernels->shift_scale(x.data(), n, 3.0f, 1.7f, got.data());
+      EXPECT_EQ(got, scaled);
+    }
+  }
+}
+
 // A cache of one kv head out of two, its queries, and the naive result.
 struct AttentionCase {
   AttentionCase(bool f32_cache, int dim, uint32_t block_size, std::vector<uint32_t> seen,

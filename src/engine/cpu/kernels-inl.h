@@ -209,6 +209,24 @@ size_t ArgMax(const float* x, size_t n) {
   return 0;
 }
 
+void BlockMaxima(const float* x, size_t n, float* out) {
+  size_t i = 0;
+  for (; i + kMaximaBlock <= n; i += kMaximaBlock) {
+    *out++ = MaxOf(Max(Load(x + i), Load(x + i + 16)));
+  }
+  if (i == n) return;
+  float top = x[i];
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  *out = top;
+}
+
+void ShiftScale(const float* x, size_t n, float shift, float scale, float* out) {
+  const F s = Splat(shift), f = Splat(scale);
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) Store(out + i, Mul(Sub(Load(x + i), s), f));
+  for (; i < n; ++i) out[i] = (x[i] - shift) * scale;
+}
+
 double SumExp(const float* x, size_t n, float shift) {
   double total = 0;
   const F s = Splat(shift);
@@ -279,6 +297,8 @@ constexpr Kernels MakeTable(const char* name) {
   k.attention = Attend;
   k.merge_attention = MergeAttention;
   k.argmax = ArgMax;
+  k.block_maxima = BlockMaxima;
+  k.shift_scale = ShiftScale;
   k.sum_exp = SumExp;
   return k;
 }

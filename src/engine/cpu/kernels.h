@@ -178,6 +178,8 @@ constexpr size_t AttentionScratchFloats(size_t count, size_t padded_dim) {
   return 2 * padded_dim * kAttentionTile + 4 * kAttentionTile + count * (padded_dim + 2) + 64;
 }
 
+constexpr size_t kMaximaBlock = 32;
+
 struct Kernels {
   const char* name;
   void (*matmul[kPackedTypes])(const MatMul&);
@@ -200,6 +202,10 @@ struct Kernels {
   void (*merge_attention)(const Attention&);
   // For the sampler; any n above 0. The lowest index of the maximum; NaN never wins.
   size_t (*argmax)(const float* x, size_t n);
+  // out[b] = the maximum of x[b * kMaximaBlock ..], ceil(n / kMaximaBlock) of them.
+  void (*block_maxima)(const float* x, size_t n, float* out);
+  // out[i] = (x[i] - shift) * scale
+  void (*shift_scale)(const float* x, size_t n, float shift, float scale, float* out);
   // Sum of exp(x - shift).
   double (*sum_exp)(const float* x, size_t n, float shift);
 };

@@ -301,6 +301,15 @@ void Check::SamplerRoutines() {
       const std::vector<double> got = {kernels_.sum_exp(x.data(), n, shift)};
       const std::vector<double> want = {ScalarKernels().sum_exp(x.data(), n, shift)};
       Same(got, want, "sum_exp, " + std::to_string(n));
+      std::vector<float> a(n), b(n);
+      kernels_.shift_scale(x.data(), n, shift, 0.7f, a.data());
+      ScalarKernels().shift_scale(x.data(), n, shift, 0.7f, b.data());
+      Same(a, b, "shift_scale, " + std::to_string(n));
+      a.assign((n + kMaximaBlock - 1) / kMaximaBlock, 0);
+      b = a;
+      kernels_.block_maxima(x.data(), n, a.data());
+      ScalarKernels().block_maxima(x.data(), n, b.data());
+      Same(a, b, "block_maxima, " + std::to_string(n));
     }
     for (int trial = 0; trial < 20; ++trial) {
       std::vector<float> y = x;
