@@ -57,7 +57,7 @@ absl::Status Core::OnReport(SessionId session, const wire::NodeReport& report, a
       RETURN_IF_ERROR(OnBlob(node, report.blob(), actions));
       break;
     default:
-      break;  // a newer node's; the negotiated version lets us ignore it
+      break;  // a sign of life, or a newer node's, which the negotiated version lets us ignore
   }
   node.reported_at = now;
   const bool healed = std::exchange(node.silent, false);

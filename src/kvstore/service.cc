@@ -234,11 +234,11 @@ class KvStoreService final : public Service {
   }
 
   void SendLoad() {
-    // Until a worker has brought the layout, nobody can say how many slots there will be: no load
-    // is better than "none free".
-    if (link_ == nullptr || node_->core() == nullptr) return;
+    if (link_ == nullptr) return;
     wire::NodeReport report;
-    node_->FillLoad(*report.mutable_store_load());
+    // Until a worker has brought the layout, nobody can say how many slots there will be: no load
+    // is better than "none free". That the report comes says that the store is alive.
+    if (node_->core() != nullptr) node_->FillLoad(*report.mutable_store_load());
     link_->Broadcast(report);
   }
 

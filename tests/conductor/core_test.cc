@@ -237,6 +237,23 @@ TEST(CoreTest, AWorkerWhoseStoreIsGoneTakesNothing) {
   EXPECT_TRUE(h.Admit(10).placed());
 }
 
+TEST(CoreTest, AnEmptyReportIsASignOfLife) {
+  Harness h;
+  h.Store("s", 100);  // no worker has brought a layout: it has no load to report
+  for (int i = 0; i < 10; ++i) {
+    h.Advance(absl::Seconds(1));
+    EXPECT_TRUE(h.Report("s", {}).ok());
+    h.Tick();
+    EXPECT_EQ(StateOf(h, "s"), "ready");
+  }
+  h.Worker("p", kPrefill, 100);
+  h.Worker("d", kDecode, 100);
+  EXPECT_TRUE(h.Admit(10).placed());
+  h.Advance(absl::Seconds(4));
+  h.Tick();
+  EXPECT_EQ(StateOf(h, "s"), "lost");
+}
+
 TEST(CoreTest, GatewaysNeedNotReport) {
   Harness h;
   wire::NodeReport hello;

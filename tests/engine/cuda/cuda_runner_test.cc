@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -214,6 +215,42 @@ TEST_F(OnDevice, DrawsFromTheSmallModelAsTheCpusSampler) {
   const Golden golden = ReadGolden();
   CompareDraws(*runner, {golden.tokens.begin(), golden.tokens.begin() + 24}, 400);
   CompareDraws(*runner, {30000, 17, 41234, 9, 555, 12000, 8, 40000}, 400);
+}
+
+TEST_F(OnDevice, MakesTheChecksumsOfTheBlocksThatItWrites) {
+  const std::string bytes = TinyModelFile({.type = model::TensorType::kBF16});
+  const auto file = model::ParseGguf(bytes);
+  ASSERT_TRUE(file.ok());
+  const auto runner = Make(file->get());
+  ASSERT_NE(runner, nullptr);
+  ASSERT_TRUE(runner->shape().makes_checksums);
+  const KvLayout& layout = runner->layout();
+  std::vector<uint32_t> tokens;
+  for (uint32_t i = 0; i < 41; ++i) tokens.push_back(i * 31 % model::kTinyVocabulary);
+  TestCache cache(layout, tokens.size());
+  // A prompt that ends inside a block, then rows behind it.
+  uint32_t start = 0;
+  for (uint32_t end : {39u, 40u, 41u}) {
+    const uint32_t first = start / layout.block_tokens, blocks = layout.BlocksFor(end) - first;
+    std::vector<uint64_t> sums(size_t{blocks} * layout.layers, 1);
+    SequenceChunk chunk;
+    chunk.tokens = absl::MakeConstSpan(tokens).subspan(start, end - start);
+    chunk.start = start;
+    chunk.blocks = cache.blocks().first(layout.BlocksFor(end));
+    chunk.checksums = absl::MakeSpan(sums);
+    (void)RunStep(*runner, Step{{chunk}});
+    for (uint32_t b = 0; b < blocks; ++b) {
+      const uint32_t filled =
+          std::min(layout.block_tokens, end - (first + b) * layout.block_tokens);
+      for (uint32_t layer = 0; layer < layout.layers; ++layer) {
+        EXPECT_EQ(
+            sums[size_t{b} * layout.layers + layer],
+            LayerChecksum(layout, cache.blocks()[first + b] + layer * layout.layer_bytes(), filled))
+            << "tokens up to " << end << ", block " << first + b << ", layer " << layer;
+      }
+    }
+    start = end;
+  }
 }
 
 TEST_F(OnDevice, RefusesWhatTheCpuEngineRefuses) {
