@@ -469,6 +469,59 @@ TEST(TensorParallelTest, ALayerIsToldOfWhenAllRanksHaveWrittenIt) {
   close(sockets[1]);
 }
 
+// A rank that keeps copies of blocks needs both.
+TEST(TensorParallelTest, RanksAreToldWhoseChunkItIsAndOfThePool) {
+  const TinyFile file(Even());
+  const std::vector<uint32_t> tokens = Tokens(20);
+  const SharedMemory memory = *ShmComm::MakeGroup({.size = 2});
+  int sockets[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
+  std::vector<std::pair<std::byte*, size_t>> pools;
+  size_t pool_bytes = 0;
+  Thread other("rank", [&] {
+    const auto comm = *ShmComm::Join(memory.fd(), 1, kLong);
+    std::vector<std::byte> model(512);
+    ASSERT_TRUE(comm->Broadcast(absl::MakeSpan(model), 0, kLong).ok());
+    ASSERT_TRUE(comm->Barrier(kLong).ok());
+    KvLayout layout{.block_tokens = 16, .layers = 2, .kv_heads = 4, .head_dim = 32};
+    const TensorGroup group{.comm = comm.get(), .sockets = {sockets[1]}};
+    GroupMember member(group, layout,
+                       [&](std::byte* base, size_t bytes) { pools.emplace_back(base, bytes); });
+    const auto step = member.Next();
+    ASSERT_TRUE(step.ok() && step->has_value());
+    ASSERT_EQ((*step)->chunks.size(), 1u);
+    const SequenceChunk& chunk = (*step)->chunks[0];
+    EXPECT_EQ(chunk.sequence, 77u);
+    EXPECT_EQ(chunk.start, 0u);
+    ASSERT_EQ(pools.size(), 1u);
+    ASSERT_EQ(chunk.blocks.size(), 2u);
+    EXPECT_EQ(chunk.blocks[0], pools[0].first);
+  });
+  {
+    const auto comm = *ShmComm::Join(memory.fd(), 0, kLong);
+    CpuRunnerOptions options;
+    options.group = {.comm = comm.get(), .sockets = {sockets[0]}};
+    const auto runner = MakeRunner(file.get(), options);
+    SharedCache cache(runner->layout(), tokens.size());
+    pool_bytes = cache.pool().bytes;
+    ASSERT_TRUE(runner->UsePool(cache.pool()).ok());
+    SequenceChunk chunk;
+    chunk.sequence = 77;
+    chunk.tokens = tokens;
+    chunk.blocks = cache.blocks();
+    ASSERT_TRUE(runner->Submit(Step{{chunk}}).ok());
+    StepProgress progress;
+    while (!progress.finished) progress = runner->Await(progress, kLong);
+    EXPECT_TRUE(absl::IsUnavailable(runner->Take().status()));  // the other has left
+  }
+  other.Join();
+  ASSERT_EQ(pools.size(), 2u);
+  EXPECT_EQ(pools[0].second, pool_bytes);
+  EXPECT_EQ(pools[1].first, nullptr);  // before it is unmapped
+  close(sockets[0]);
+  close(sockets[1]);
+}
+
 TEST(TensorParallelTest, RanksOfAnotherModelAreRefused) {
   const TinyFile file(Even());
   TinyOptions deeper = Even();
