@@ -421,7 +421,18 @@ TEST(TensorParallelTest, AStoppedRankFailsTheStepAtItsDeadlineBehindTheFence) {
   EXPECT_TRUE(fenced.load());
 }
 
-// A rank played by hand, which takes its time.
+// A rank played by hand meets rank 0, and is given its steps.
+std::unique_ptr<ShmComm> MeetRank0(const SharedMemory& memory) {
+  auto comm = ShmComm::Join(memory.fd(), 1, kLong);
+  EXPECT_TRUE(comm.ok()) << comm.status().ToString();
+  std::vector<std::byte> model(512);
+  EXPECT_TRUE((*comm)->Broadcast(absl::MakeSpan(model), 0, kLong).ok());
+  EXPECT_TRUE((*comm)->Barrier(kLong).ok());
+  return *std::move(comm);
+}
+constexpr KvLayout kEvenLayout{.block_tokens = 16, .layers = 2, .kv_heads = 4, .head_dim = 32};
+
+// One that takes its time.
 TEST(TensorParallelTest, ALayerIsToldOfWhenAllRanksHaveWrittenIt) {
   const TinyFile file(Even());
   const std::vector<uint32_t> tokens = Tokens(20);
@@ -430,13 +441,9 @@ TEST(TensorParallelTest, ALayerIsToldOfWhenAllRanksHaveWrittenIt) {
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
   std::atomic<int> go{0};
   Thread other("rank", [&] {
-    const auto comm = *ShmComm::Join(memory.fd(), 1, kLong);
-    std::vector<std::byte> model(512);
-    ASSERT_TRUE(comm->Broadcast(absl::MakeSpan(model), 0, kLong).ok());
-    ASSERT_TRUE(comm->Barrier(kLong).ok());
-    KvLayout layout{.block_tokens = 16, .layers = 2, .kv_heads = 4, .head_dim = 32};
+    const auto comm = MeetRank0(memory);
     const TensorGroup group{.comm = comm.get(), .sockets = {sockets[1]}};
-    GroupMember member(group, layout);
+    GroupMember member(group, kEvenLayout);
     ASSERT_TRUE(member.Next().ok());
     while (go < 1) sched_yield();
     std::vector<float> nothing(20 * 256);
@@ -479,13 +486,9 @@ TEST(TensorParallelTest, RanksAreToldWhoseChunkItIsAndOfThePool) {
   std::vector<std::pair<std::byte*, size_t>> pools;
   size_t pool_bytes = 0;
   Thread other("rank", [&] {
-    const auto comm = *ShmComm::Join(memory.fd(), 1, kLong);
-    std::vector<std::byte> model(512);
-    ASSERT_TRUE(comm->Broadcast(absl::MakeSpan(model), 0, kLong).ok());
-    ASSERT_TRUE(comm->Barrier(kLong).ok());
-    KvLayout layout{.block_tokens = 16, .layers = 2, .kv_heads = 4, .head_dim = 32};
+    const auto comm = MeetRank0(memory);
     const TensorGroup group{.comm = comm.get(), .sockets = {sockets[1]}};
-    GroupMember member(group, layout,
+    GroupMember member(group, kEvenLayout,
                        [&](std::byte* base, size_t bytes) { pools.emplace_back(base, bytes); });
     const auto step = member.Next();
     ASSERT_TRUE(step.ok() && step->has_value());

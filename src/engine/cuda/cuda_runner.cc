@@ -36,6 +36,16 @@ void Rest() {
   mutex.AwaitWithTimeout(absl::Condition(&never), kPause);
 }
 
+cuda::ChunkView ViewOf(const SequenceChunk& chunk, cuda::Output output) {
+  return {.sequence = chunk.sequence,
+          .tokens = chunk.tokens.data(),
+          .token_count = static_cast<uint32_t>(chunk.tokens.size()),
+          .start = chunk.start,
+          .blocks = chunk.blocks.data(),
+          .output = output,
+          .checksums = chunk.checksums.empty() ? nullptr : chunk.checksums.data()};
+}
+
 class CudaRunner final : public ModelRunner {
  public:
   CudaRunner(LoadedEngine loaded, const TensorGroup& group)
@@ -100,13 +110,7 @@ class CudaRunner final : public ModelRunner {
     edits_.clear();
     draws_.reserve(step.chunks.size());
     for (const SequenceChunk& chunk : step.chunks) {
-      views_.push_back({.sequence = chunk.sequence,
-                        .tokens = chunk.tokens.data(),
-                        .token_count = static_cast<uint32_t>(chunk.tokens.size()),
-                        .start = chunk.start,
-                        .blocks = chunk.blocks.data(),
-                        .output = OutputOf(chunk),
-                        .checksums = chunk.checksums.empty() ? nullptr : chunk.checksums.data()});
+      views_.push_back(ViewOf(chunk, OutputOf(chunk)));
       if (views_.back().output != cuda::Output::kDraw) continue;
       draws_.push_back(draw_requests_.Make(*chunk.sample, &edits_));
       views_.back().draw = &draws_.back();
@@ -296,12 +300,8 @@ absl::Status RunToEnd(const Module& module, cuda::Engine* engine, const Step& st
                       std::vector<cuda::ChunkView>& views) {
   views.clear();
   for (const SequenceChunk& chunk : step.chunks) {
-    views.push_back({.sequence = chunk.sequence,
-                     .tokens = chunk.tokens.data(),
-                     .token_count = static_cast<uint32_t>(chunk.tokens.size()),
-                     .start = chunk.start,
-                     .blocks = chunk.blocks.data(),
-                     .output = chunk.want_logits ? cuda::Output::kAllLogits : cuda::Output::kNone});
+    views.push_back(
+        ViewOf(chunk, chunk.want_logits ? cuda::Output::kAllLogits : cuda::Output::kNone));
   }
   ModuleError error;
   module.submit(engine, views.data(), views.size(), &error);

@@ -110,7 +110,7 @@ struct Place {
   uint32_t sharers = 1;  // ranks on that device
 };
 
-absl::StatusOr<Place> PlaceOf(const Module& module, const CudaRunnerOptions& options) {
+Place PlaceOf(const Module& module, const CudaRunnerOptions& options) {
   Place place{.device = options.device};
   if (options.group.comm == nullptr) return place;
   const int rank = options.group.comm->rank(), size = options.group.comm->size();
@@ -195,7 +195,7 @@ absl::StatusOr<LoadedEngine> Load(const model::ModelFile& file, const CudaRunner
   LoadedEngine loaded;
   ASSIGN_OR_RETURN(loaded.module, LoadModule(options.module_path));
   const Module& module = *loaded.module;
-  ASSIGN_OR_RETURN(const Place place, PlaceOf(module, options));
+  const Place place = PlaceOf(module, options);
   ASSIGN_OR_RETURN(const Device device, Describe(module, place.device));
   LogInfo("CUDA engine: device {}, {}{}", place.device, device.text,
           shard.size > 1 ? fmt::format(", rank {} of {}", shard.rank, shard.size) : "");
