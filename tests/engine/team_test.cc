@@ -5,12 +5,18 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <barrier>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/synchronization/blocking_counter.h"
+#include "engine/cpu/look_ahead.h"
+#include "engine/cpu/shares.h"
 
 namespace antiphon::engine::cpu {
 namespace {
@@ -75,6 +81,131 @@ TEST(TeamTest, EveryPieceIsDoneOnceAndThreadsStandBack) {
   for (const auto& d : done) EXPECT_EQ(d, 1);
   EXPECT_EQ(nice_sum, 3 * 7);
   EXPECT_EQ(getpriority(PRIO_PROCESS, 0), 0) << "only the team's threads";
+}
+
+// Threads as slow as they like: each use hands out every item once.
+TEST(SharesTest, EveryItemIsHandedOutOnce) {
+  constexpr int kThreads = 4, kUses = 400;
+  Shares shares(kThreads);
+  std::vector<std::vector<std::atomic<int>>> taken;
+  for (int use = 0; use < kUses; ++use) taken.emplace_back(static_cast<size_t>(use * 7 % 97));
+  std::barrier all(kThreads);
+  const auto work = [&](int thread) {
+    std::mt19937 random(static_cast<unsigned>(thread));
+    for (int use = 0; use < kUses; ++use) {
+      auto& items = taken[static_cast<size_t>(use)];
+      if (random() % 4 == 0) std::this_thread::yield();
+      shares.Begin(thread, static_cast<int>(items.size()));
+      for (Shares::Range r; !(r = shares.Next(thread, 1 + use % 5)).empty();) {
+        for (int i = r.begin; i < r.end; ++i) ++items[static_cast<size_t>(i)];
+        if (random() % 8 == 0) std::this_thread::yield();
+      }
+      all.arrive_and_wait();
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < kThreads; ++i) threads.emplace_back(work, i);
+  }
+  for (const auto& items : taken) {
+    for (const auto& count : items) ASSERT_EQ(count, 1);
+  }
+}
+
+TEST(SharesTest, AThreadReadsOnAndThenTakesTheRearOfWhatIsLeft) {
+  Shares shares(2);
+  const auto next = [&](int thread, int run) {
+    const Shares::Range r = shares.Next(thread, run);
+    return std::pair(r.begin, r.end);
+  };
+  using Pair = std::pair<int, int>;
+  shares.Begin(0, 20);
+  shares.Begin(1, 20);
+  EXPECT_EQ(next(0, 4), Pair(0, 4));
+  EXPECT_EQ(next(1, 4), Pair(10, 14));
+  EXPECT_EQ(next(0, 4), Pair(4, 8));
+  EXPECT_EQ(next(0, 4), Pair(8, 10)) << "the rest of its own";
+  EXPECT_EQ(next(0, 4), Pair(17, 20)) << "half of the six that the other has left";
+  EXPECT_EQ(next(1, 4), Pair(14, 17));
+  EXPECT_TRUE(shares.Next(0, 4).empty());
+  EXPECT_TRUE(shares.Next(1, 4).empty());
+}
+
+TEST(SharesTest, AThreadThatHasLostItsCoreHoldsUpNoItem) {
+  Shares shares(3);
+  for (int use = 0; use < 3; ++use) {
+    shares.Begin(1, 30);  // alone: the others come when all is done
+    std::vector<int> taken(30);
+    for (Shares::Range r; !(r = shares.Next(1, 1)).empty();) {
+      for (int i = r.begin; i < r.end; ++i) ++taken[static_cast<size_t>(i)];
+    }
+    EXPECT_EQ(taken, std::vector<int>(30, 1));
+    for (int late : {0, 2}) {
+      shares.Begin(late, 30);
+      EXPECT_TRUE(shares.Next(late, 1).empty());
+    }
+  }
+}
+
+TEST(SharesTest, LessThanARunIsLeftToItsOwner) {
+  Shares shares(2);
+  shares.Begin(0, 6);
+  shares.Begin(1, 6);
+  EXPECT_EQ(shares.Next(1, 2).end, 5);
+  EXPECT_EQ(shares.Next(0, 3).end, 3);
+  EXPECT_TRUE(shares.Next(0, 2).empty()) << "one item is left, and it is the other's";
+  EXPECT_EQ(shares.Next(1, 2).end, 6);
+}
+
+TEST(TeamTest, AWaitingThreadHasSomethingToDo) {
+  std::atomic<int> idle_calls{0};
+  std::atomic<bool> begun{false};
+  std::vector<std::atomic<int>> done(64);
+  absl::BlockingCounter ended(2);
+  Team* self = nullptr;
+  Team team(2, "test", 0, [&](int thread) {
+    int left = 5;
+    // Thread 0's first item takes until the other, which waits for its beginning, has run out of
+    // idle work.
+    self->ForRuns(
+        thread, 64, 1,
+        [&](int begin, int end) {
+          for (int i = begin; i < end; ++i) ++done[static_cast<size_t>(i)];
+          if (begin == 0) begun = true;
+          while (begin == 0 && idle_calls < 5) std::this_thread::yield();
+          while (!begun) std::this_thread::yield();
+        },
+        [&] {
+          if (thread == 0 || left == 0) return false;
+          --left;
+          ++idle_calls;
+          return true;
+        });
+    ended.DecrementCount();
+  });
+  self = &team;
+  team.StartRound();
+  ended.Wait();
+  for (const auto& d : done) EXPECT_EQ(d, 1);
+  EXPECT_EQ(idle_calls, 5);
+}
+
+TEST(LookAheadTest, FetchesInOrderAFewLinesAtATime) {
+  alignas(64) std::byte memory[1024] = {};
+  LookAhead ahead;
+  EXPECT_FALSE(ahead.Fetch(4)) << "nothing was added";
+  ahead.Add(memory, 256);
+  ahead.Add(memory + 512, 128);
+  EXPECT_EQ(ahead.bytes(), 384u);
+  EXPECT_TRUE(ahead.Fetch(4));
+  EXPECT_TRUE(ahead.Fetch(1)) << "the second range";
+  EXPECT_TRUE(ahead.Fetch(4)) << "its last line";
+  EXPECT_FALSE(ahead.Fetch(4));
+  ahead.Add(memory, 64);
+  EXPECT_TRUE(ahead.Fetch(4)) << "more may come";
+  ahead.Clear();
+  EXPECT_FALSE(ahead.Fetch(4));
+  EXPECT_EQ(ahead.bytes(), 0u);
 }
 
 }  // namespace

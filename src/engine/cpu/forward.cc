@@ -14,9 +14,21 @@ namespace {
 // of kRowTile.
 constexpr size_t kProductRows = 128;
 
-// Of a product. Long ones: each begins slowly, as memory does not see it coming. More than one, so
-// that a thread that lost its core leaves something to the others.
-constexpr int kPiecesOfAThread = 2;
+// What a thread multiplies before it looks whether another has taken some of its share: about a
+// microsecond of reading, but of many rows no less than some groups.
+constexpr size_t kRunBytes = 32 << 10;
+constexpr size_t kRunGroups = 4;
+
+// Memory is slow to see where a thread begins to read. So much of its next product is fetched ahead
+// of that, and of the cache: about what memory gives while a thread attends. Both stay well below a
+// core's second-level cache.
+constexpr size_t kProductAhead = 32 << 10;
+constexpr size_t kCacheAhead = 128 << 10;
+// Lines fetched ahead with each run of a product, before each task of attention, and each time that
+// a waiting thread looks for the others.
+constexpr int kLinesARun = 128;
+constexpr int kLinesATask = 64;
+constexpr int kLinesALook = 4;
 
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -220,30 +232,84 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
                        std::initializer_list<Product> products) {
   int groups = 0;
   bool raw = false;
+  size_t group_bytes = 1;
   for (const Product& product : products) {
-    groups += product.matrix->groups();
-    raw = raw || !product.matrix->packed.has_value();
+    const Matrix& matrix = *product.matrix;
+    groups += matrix.groups();
+    raw = raw || !matrix.packed.has_value();
+    if (matrix.packed.has_value()) {
+      group_bytes = std::max(group_bytes, PackedGroupBytes(*matrix.packed, matrix.columns));
+    }
   }
   // Dequantising is what the slow path costs: it does so once for all rows.
   const size_t block_rows = raw ? rows : kProductRows;
   const int blocks = static_cast<int>((rows + block_rows - 1) / block_rows);
-  const int pieces = std::min(groups, kPiecesOfAThread * threads_);
-  team.ForEach(blocks * pieces, 1, [&](int begin, int) {
-    const size_t first_row = static_cast<size_t>(begin / pieces) * block_rows;
-    const size_t row_count = std::min(block_rows, rows - first_row);
-    const int piece = begin % pieces;
-    int group = groups * piece / pieces;
-    const int end = groups * (piece + 1) / pieces;
-    int base = 0;  // first group of the product at hand
-    for (const Product& product : products) {
-      const int last = std::min(end, base + product.matrix->groups());
-      if (group < last) {
-        MultiplyGroups(thread, operand, product, first_row, row_count, group - base, last - group);
-        group = last;
+  const int run = raw ? 1 : static_cast<int>(std::max(kRunBytes / group_bytes, kRunGroups));
+  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
+  const auto multiply = [&](int begin, int end) {
+    ahead.Fetch(kLinesARun);
+    for (int stop; begin < end; begin = stop) {
+      const int block = begin / groups;
+      stop = std::min(end, (block + 1) * groups);
+      const size_t first_row = static_cast<size_t>(block) * block_rows;
+      int first = block * groups;  // group of the product at hand
+      for (const Product& product : products) {
+        const int from = std::max(begin, first);
+        const int to = std::min(stop, first + product.matrix->groups());
+        if (from < to) {
+          MultiplyGroups(thread, operand, product, first_row,
+                         std::min(block_rows, rows - first_row), from - first, to - from);
+        }
+        first += product.matrix->groups();
       }
-      base += product.matrix->groups();
     }
-  });
+  };
+  team.ForRuns(thread, blocks * groups, run, multiply, [&] { return ahead.Fetch(kLinesALook); });
+}
+
+void Forward::ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices) {
+  int groups = 0;
+  for (const Matrix* matrix : matrices) groups += matrix->groups();
+  int group = Shares::PartOf(thread, threads_, groups).begin;
+  for (const Matrix* matrix : matrices) {
+    if (group >= matrix->groups()) {
+      group -= matrix->groups();
+      continue;
+    }
+    if (!matrix->packed.has_value()) return;
+    const size_t group_bytes = PackedGroupBytes(*matrix->packed, matrix->columns);
+    const size_t left = group_bytes * static_cast<size_t>(matrix->groups() - group);
+    scratch_[static_cast<size_t>(thread)].ahead.Add(
+        matrix->image + group_bytes * static_cast<size_t>(group), std::min(left, kProductAhead));
+    return;
+  }
+}
+
+void Forward::ExpectCache(int thread, uint32_t layer) {
+  if (comm_ != nullptr) return;  // whose heads are but a part of each token
+  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
+  const Shares::Range part = Shares::PartOf(thread, threads_, HeadTasks());
+  const AttentionTask* last = nullptr;
+  for (int i = part.begin; i < part.end; ++i) {
+    const AttentionTask* task = HeadTaskAt(i).task;
+    if (task == last) continue;  // another head of the same tokens
+    last = task;
+    const SequenceChunk& chunk = step_.chunks[task->chunk];
+    uint32_t token = task->first_tile * kAttentionTile;
+    // The row's own keys are yet to be written.
+    uint32_t end = rows_[task->first_row].position;
+    if (task->split >= 0) end = std::min(end, task->end_tile * kAttentionTile);
+    for (uint32_t stop; token < end; token = stop) {
+      stop = std::min(end, (token / layout_.block_tokens + 1) * layout_.block_tokens);
+      const size_t bytes = (stop - token) * layout_.token_bytes();
+      const std::byte* keys = chunk.blocks[token / layout_.block_tokens] +
+                              layer * layout_.layer_bytes() +
+                              token % layout_.block_tokens * layout_.token_bytes();
+      ahead.Add(keys, bytes);
+      ahead.Add(keys + layout_.half_bytes(), bytes);
+      if (ahead.bytes() >= kCacheAhead) return;
+    }
+  }
 }
 
 bool Forward::AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix,
@@ -393,6 +459,16 @@ void Forward::AttendTask(int thread, uint32_t layer, const HeadTask& at, const H
   }
 }
 
+int Forward::HeadTasks() const {
+  return static_cast<int>(attention_tasks_.size() * weights_->shape.kv_heads);
+}
+
+Forward::HeadTask Forward::HeadTaskAt(int index) const {
+  const size_t kv_heads = weights_->shape.kv_heads;
+  const size_t at = attention_tasks_.size() * kv_heads - 1 - static_cast<size_t>(index);
+  return {&attention_tasks_[at / kv_heads], static_cast<uint32_t>(at % kv_heads)};
+}
+
 bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
                        const std::function<void(uint32_t)>& on_layer) {
   const model::LlamaShape& s = weights_->shape;
@@ -402,8 +478,13 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
   float* x = x_.data();
   float* qkv = qkv_.data();
 
+  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
+
   const Operand operand = OperandOf(thread, rows);
   Normalise(team, operand, x, w.attention_norm, rows);
+  ahead.Clear();
+  ExpectCache(thread, layer);
+  ExpectProduct(thread, {&w.attention_output});
   Multiply(team, thread, operand, rows,
            {{&w.q, qkv, qkv_stride_, false},
             {&w.k, qkv + k_column_, qkv_stride_, false},
@@ -415,33 +496,41 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
     if (tells && comm_ == nullptr) on_layer(layer + 1);
   }
 
-  const int kv_heads = static_cast<int>(s.kv_heads);
-  const int tasks = static_cast<int>(attention_tasks_.size()) * kv_heads;
-  team.ForEach(tasks, 1, [&](int begin, int) {
-    // Late rows see the most: they go first, so that the last tasks are short.
-    const int index = tasks - 1 - begin;
-    const auto head_task = [&](int i) {
-      return HeadTask{i < 0 ? nullptr : &attention_tasks_[static_cast<size_t>(i / kv_heads)],
-                      static_cast<uint32_t>(std::max(i, 0) % kv_heads)};
-    };
-    const HeadTask task = head_task(index);
-    AttendTask(thread, layer, task, head_task(index - threads_),
-               &input_[task.task->first_row * input_stride_]);
-  });
+  const int tasks = HeadTasks();
+  team.ForRuns(
+      thread, tasks, 1,
+      [&](int index, int) {
+        ahead.Fetch(kLinesATask);
+        const HeadTask task = HeadTaskAt(index);
+        const HeadTask next = index + 1 < tasks ? HeadTaskAt(index + 1) : HeadTask{};
+        AttendTask(thread, layer, task, next, &input_[task.task->first_row * input_stride_]);
+      },
+      [&] { return ahead.Fetch(kLinesALook); });
   if (!writes_apart_ && tells && comm_ == nullptr) on_layer(layer + 1);
   const Operand attended{input_.data(), operand.quant};
   ForRows(team, rows, [&](size_t row) {
     Quantise(&input_[row * input_stride_], attended, row, rows, size_t{s.heads} * s.head_dim);
   });
+  ahead.Clear();
+  ExpectProduct(thread, {&w.gate, &w.up});
   if (!AddProduct(team, thread, attended, w.attention_output, x, rows)) return false;
   // Whoever has come to the sum has written its heads.
   if (tells && comm_ != nullptr) on_layer(layer + 1);
 
   Normalise(team, operand, x, w.feed_forward_norm, rows);
+  ahead.Clear();
+  ExpectProduct(thread, {&w.down});
   Multiply(team, thread, operand, rows,
            {{&w.gate, gate_up_.data(), 2 * gate_stride_, false},
             {&w.up, gate_up_.data() + gate_stride_, 2 * gate_stride_, false}});
   ForRows(team, rows, [&](size_t row) { ActivateRow(operand, gate_up_.data(), row, rows); });
+  ahead.Clear();
+  if (layer + 1 < s.layers) {
+    const LayerWeights& after = weights_->layers[layer + 1];
+    ExpectProduct(thread, {&after.q, &after.k, &after.v});
+  } else {
+    ExpectProduct(thread, {&weights_->output});
+  }
   return AddProduct(team, thread, operand, w.down, x, rows);
 }
 

@@ -11,6 +11,7 @@
 #include "common/kv_layout.h"
 #include "engine/comm.h"
 #include "engine/cpu/kernels.h"
+#include "engine/cpu/look_ahead.h"
 #include "engine/cpu/team.h"
 #include "engine/cpu/weights.h"
 #include "engine/cpu/zeroed.h"
@@ -53,8 +54,7 @@ class Forward {
   // Rows of a chunk that share an unpacked tile of the cache.
   static constexpr uint32_t kAttentionRows = 32;
   static constexpr size_t kStripRowsMax = kStripRows + kAttentionRows;
-  // Where there are fewer tasks of attention than so many a thread, long contexts are cut into
-  // pieces.
+  // Where there are fewer tasks of attention than so many a thread, contexts are cut into pieces.
   static constexpr size_t kTasksOfAThread = 8;
   // Logits of this many rows are in memory at a time.
   static constexpr size_t kOutputRows = 64;
@@ -75,8 +75,8 @@ class Forward {
     uint32_t end_tile = 0;
   };
   struct HeadTask {
-    const AttentionTask* task;
-    uint32_t kv_head;
+    const AttentionTask* task = nullptr;
+    uint32_t kv_head = 0;
   };
   // A row whose context several threads go over; whoever ends the last piece merges them.
   struct Split {
@@ -117,6 +117,7 @@ class Forward {
     std::vector<CacheLine> quant;
     std::vector<float> queries, attended, attention, dequantized, dequantized_row;
     std::vector<uint32_t> limits;
+    LookAhead ahead;
     Sampler sampler;
   };
 
@@ -168,6 +169,10 @@ class Forward {
   bool FineOutput() const;
   void Multiply(Team& team, int thread, const Operand& operand, size_t rows,
                 std::initializer_list<Product> products);
+  // What the thread is to read next joins what it looks ahead to: the beginning of its share of a
+  // product of these matrices, and of the keys and values that it attends to first.
+  void ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices);
+  void ExpectCache(int thread, uint32_t layer);
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
                       size_t rows, int group, int groups);
   // x += W * operand, over all ranks' columns of W. False: failed.
@@ -181,6 +186,9 @@ class Forward {
   void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
   void PlanStrips();
+  int HeadTasks() const;
+  // Late rows see the most: they go first, so that the last tasks are short.
+  HeadTask HeadTaskAt(int index) const;
   // Into `attended`: [row of the task][input_stride_]. `next`: what this thread most likely attends
   // to next; its task may be null.
   void AttendTask(int thread, uint32_t layer, const HeadTask& at, const HeadTask& next,

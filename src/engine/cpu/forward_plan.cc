@@ -77,6 +77,9 @@ void Forward::PlanAttention() {
   const size_t tasks = attention_tasks_.size() * s.kv_heads;
   if (threads_ == 1 || tasks >= wanted) return;
   const size_t pieces_max = (wanted + tasks - 1) / tasks;
+  // So few tasks that a thread might wait for another's last one: even short contexts are halved.
+  const uint32_t pieces_min =
+      2 * tasks <= wanted && tasks % static_cast<size_t>(threads_) != 0 ? 2 : 1;
   const size_t tile_floats = s.heads / s.kv_heads * AttentionPartialFloats(padded_dim_);
   size_t floats = 0;
   for (size_t i = 0, end = attention_tasks_.size(); i < end; ++i) {
@@ -84,7 +87,8 @@ void Forward::PlanAttention() {
     if (task.rows != 1) continue;
     const uint32_t tiles = rows_[task.first_row].position / kAttentionTile + 1;
     const uint32_t pieces =
-        static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin));
+        std::max(static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin)),
+                 std::min(pieces_min, tiles));
     if (pieces < 2) continue;
     for (uint32_t piece = 0; piece < pieces; ++piece) {
       AttentionTask part = task;

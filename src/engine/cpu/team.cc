@@ -22,12 +22,15 @@ inline void Pause() {
 #endif
 }
 
-// Spins for a little while first. Whoever stores the value notifies.
-template <typename T, typename Ready>
-void AwaitValue(const std::atomic<T>& value, Ready ready) {
-  for (int i = 0; i < kSpins; ++i) {
+// Calls idle() until that returns false, spins for a little while, then sleeps. Whoever stores the
+// value notifies.
+template <typename T, typename Ready, typename Idle>
+void AwaitValue(const std::atomic<T>& value, Ready ready, Idle idle) {
+  for (int spins = 0; spins < kSpins;) {
     if (ready(value.load(std::memory_order_acquire))) return;
+    if (idle()) continue;
     Pause();
+    ++spins;
   }
   for (T seen; !ready(seen = value.load(std::memory_order_acquire));) {
     value.wait(seen, std::memory_order_acquire);
@@ -78,11 +81,12 @@ int QuotaCores(const std::string& cgroups, const std::string& root) {
 }
 
 void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least) {
-  AwaitValue(value, [least](uint32_t now) { return now >= least; });
+  AwaitValue(
+      value, [least](uint32_t now) { return now >= least; }, [] { return false; });
 }
 
 Team::Team(int threads, const std::string& name, int nice, std::function<void(int)> round)
-    : size_(std::max(threads, 1)), round_body_(std::move(round)) {
+    : size_(std::max(threads, 1)), round_body_(std::move(round)), shares_(size_) {
   threads_.reserve(static_cast<size_t>(size_));
   for (int i = 0; i < size_; ++i) {
     threads_.emplace_back(name + std::to_string(i), [this, i, nice] {
@@ -114,7 +118,7 @@ void Team::Work(int thread) {
   }
 }
 
-void Team::Barrier() {
+void Team::Barrier(absl::FunctionRef<bool()> idle) {
   if (size_ == 1) {
     next_.store(0, std::memory_order_relaxed);
     return;
@@ -127,7 +131,8 @@ void Team::Barrier() {
     phase_.notify_all();
     return;
   }
-  AwaitValue(phase_, [phase](uint32_t now) { return now != phase; });
+  AwaitValue(
+      phase_, [phase](uint32_t now) { return now != phase; }, idle);
 }
 
 }  // namespace antiphon::engine::cpu

@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "common/thread.h"
+#include "engine/cpu/shares.h"
 
 namespace antiphon::engine::cpu {
 
@@ -48,7 +50,21 @@ class Team {
     }
     Barrier();
   }
-  void Barrier();
+  // The same for work that reads through memory: each thread goes through its part (Shares::PartOf)
+  // in pieces of at most `run`. A thread that waits for the others calls idle(), something short
+  // and useful, until that returns false.
+  template <typename Body, typename Idle>
+  void ForRuns(int thread, int count, int run, Body body, Idle idle) {
+    shares_.Begin(thread, count);
+    for (Shares::Range piece; !(piece = shares_.Next(thread, run)).empty();) {
+      body(piece.begin, piece.end);
+    }
+    Barrier(idle);
+  }
+  void Barrier() {
+    Barrier([] { return false; });
+  }
+  void Barrier(absl::FunctionRef<bool()> idle);
 
  private:
   void Work(int thread);
@@ -60,6 +76,7 @@ class Team {
   alignas(64) std::atomic<uint32_t> phase_{0};  // wraps after days
   alignas(64) std::atomic<int> round_{0};
   std::atomic<bool> stopping_{false};
+  Shares shares_;
   std::vector<Thread> threads_;
 };
 
