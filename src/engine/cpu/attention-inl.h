@@ -19,6 +19,7 @@ namespace {
 
 // Sixteen values, unpacked before.
 struct PackedValues {
+  static constexpr bool kTurned = false;
   const float* values;
   int padded_dim;
   F At(int index, int dim) const { return Load(values + index * padded_dim + dim); }
@@ -55,7 +56,7 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 
 // The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
 // once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32. Prefetches
-// the same of the next tile, line for line: a burst of prefetches would wait for itself.
+// the same of the next tile, line for line, and the values of every fourth token.
 template <typename Operands, int kQueries>
 inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTokens& next, int t,
                        const float* queries, float* scores) {
@@ -69,6 +70,7 @@ inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTok
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       PrefetchLine(next, t + i, a.key_offset + 2 * dim);
+      if (i % 4 == 3) PrefetchLine(next, t + i, a.value_offset + 2 * dim);
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         const float* x = queries + q * length + dim / Operands::kNumbers;
@@ -107,6 +109,26 @@ struct StoreTo {
 template <typename Operands>
 constexpr int kLineVectors = 4 / Operands::Cache::kBytes;
 
+// The values of kVectors vectors of dims from `dim` on. Where two vectors come cheaper with their
+// dims in another order, the sums over them have that order until InOrder.
+template <int kVectors, typename Values>
+inline void LoadValues(const Values& values, int at, int dim, F (&x)[kVectors]) {
+  if constexpr (Values::kTurned && kVectors % 2 == 0) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v += 2) values.Turned(at, dim + 16 * v, x[v], x[v + 1]);
+  } else {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) x[v] = values.At(at, dim + 16 * v);
+  }
+}
+template <typename Values, int kVectors>
+inline void InOrder(F (&x)[kVectors]) {
+  if constexpr (Values::kTurned && kVectors % 2 == 0) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v += 2) Values::TurnBack(x[v], x[v + 1]);
+  }
+}
+
 // Weights x values, for kVectors vectors of dims. Query q sees visible[q] tokens, of which the
 // queries have 2 * `common` in common. Tokens that a query does not see never enter its sums, not
 // even with weight 0.
@@ -124,8 +146,7 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
     const int at = Operands::Index(step);
     for (int v = 0; v < kVectors; v += kLineVectors<Operands>) values.Prefetch(at, dim + 16 * v);
     F x[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = values.At(at, dim + 16 * v);
+    LoadValues(values, at, dim, x);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       const F w = Splat(weights[q * kAttentionTile + at]);
@@ -139,18 +160,19 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
     for (; step < visible[q] / 2 * kSteps; ++step) {
       const int at = Operands::Index(step);
       const F w = Splat(weights[q * kAttentionTile + at]);
+      F x[kVectors];
+      LoadValues(values, at, dim, x);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        acc[q][v] = Operands::Product(w, values.At(at, dim + 16 * v), acc[q][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(w, x[v], acc[q][v]);
     }
     if (visible[q] % 2 != 0) {
       const F w = Splat(weights[q * kAttentionTile + step]);
+      F x[kVectors];
+      LoadValues(values, step, dim, x);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        acc[q][v] = Operands::AddLone(w, values.At(step, dim + 16 * v), acc[q][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::AddLone(w, x[v], acc[q][v]);
     }
+    InOrder<Values>(acc[q]);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sink.Put(q, dim + 16 * v, acc[q][v]);
   }
@@ -255,6 +277,14 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
   float tile_maxima[kQueries];
   float tile_sums[kQueries];
   for (int q = 0; q < kQueries; ++q) {
+    if (direct > 0) {
+      constexpr int kFourths = kAttentionTile / 4;
+      for (int t = kFourths * q / kQueries; t < kFourths * (q + 1) / kQueries; ++t) {
+        for (int byte = 0; byte < 2 * dim; byte += 64) {
+          PrefetchLine(next, 4 * t + 1, a.value_offset + static_cast<size_t>(byte));
+        }
+      }
+    }
     tile_maxima[q] = SoftmaxTile<Operands>(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
   }
   const int common = visible[0] / 2;

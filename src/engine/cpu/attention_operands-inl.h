@@ -54,7 +54,9 @@ inline void FindTile(const Attention& a, const std::byte* const* blocks, ptrdiff
 
 // The line of a token's keys or values at `byte`. A row of one head is a few lines in the midst of
 // its token's others: no prefetcher of the processor's sees the stride in time. To the second-level
-// cache: more lines can be on their way there than to the first.
+// cache: more lines can be on their way there than to the first. Where too many are, the processor
+// drops a prefetch: a tile's are spread over all that is computed of the tile before it, the keys
+// and a quarter of the values over its scores, a quarter over its softmax, the rest over its sums.
 inline void PrefetchLine(const TileTokens& tile, int t, size_t byte) {
   __builtin_prefetch(tile.at[t] + byte, 0, 2);
 }
@@ -153,13 +155,16 @@ struct FloatOperands {
   }
   // Values where the cache has them. Whole vectors only.
   struct CachedValues {
+    static constexpr bool kTurned = false;
     const TileTokens& tile;
     const TileTokens& next;
     size_t offset;
     F At(int t, int dim) const { return Cache::At(tile.at[t] + offset + dim * Cache::kBytes); }
-    // Of the next tile, what At reads of this one.
+    // Of the next tile, half of what At reads of this one.
     void Prefetch(int t, int dim) const {
-      if (kPrefetchesLines<Cache>) PrefetchLine(next, t, offset + dim * Cache::kBytes);
+      if (kPrefetchesLines<Cache> && t % 2 == 0) {
+        PrefetchLine(next, t, offset + dim * Cache::kBytes);
+      }
     }
   };
   // The product of a pair whose second token is not seen.

@@ -26,9 +26,9 @@ constexpr size_t kProductAhead = 32 << 10;
 constexpr size_t kCacheAhead = 128 << 10;
 // Lines fetched ahead with each run of a product, before each task of attention, and each time that
 // a waiting thread looks for the others.
-constexpr int kLinesARun = 128;
-constexpr int kLinesATask = 64;
-constexpr int kLinesALook = 4;
+constexpr int kLinesARun = 64;
+constexpr int kLinesATask = 32;
+constexpr int kLinesALook = 16;
 
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "engine/cpu/pause.h"
+
 namespace antiphon::engine::cpu {
 
 class LookAhead {
@@ -21,22 +23,24 @@ class LookAhead {
     bytes_ += bytes;
   }
   size_t bytes() const { return bytes_; }  // added since Clear
-  // Up to `lines` of it, in the order it was added. False: nothing was left.
+  // Up to `lines` of it, in the order it was added. False: nothing was left. Takes its time: the
+  // processor drops prefetches where too many are under way.
   bool Fetch(int lines) {
     if (at_ == ranges_.size()) return false;
-    while (at_ < ranges_.size()) {
+    for (int fetched = 0; at_ < ranges_.size(); ++at_) {
       Range& range = ranges_[at_];
-      for (; range.begin < range.end; range.begin += kLine, --lines) {
-        if (lines <= 0) return true;
+      for (; range.begin < range.end; range.begin += kLine) {
+        if (fetched == lines) return true;
         __builtin_prefetch(range.begin, 0, 2);
+        if (++fetched % kBurst == 0) Pause();
       }
-      ++at_;
     }
     return true;
   }
 
  private:
   static constexpr size_t kLine = 64;
+  static constexpr int kBurst = 16;  // lines
   struct Range {
     const std::byte* begin;
     const std::byte* end;

@@ -75,15 +75,31 @@ struct PairOperands {
     }
   }
   struct CachedValues {
+    static constexpr bool kTurned = true;
     const TileTokens& tile;
     const TileTokens& next;
     size_t offset;
     F At(int pair, int dim) const {
       return InterleaveBf16(tile.at[2 * pair] + offset, tile.at[2 * pair + 1] + offset, dim);
     }
+    // Of 32 dims, two instructions instead of eight: of each eight dims the first four in `low`,
+    // the others in `high`.
+    void Turned(int pair, int dim, F& low, F& high) const {
+      const std::byte* first = tile.at[2 * pair] + offset + 2 * dim;
+      const std::byte* second = tile.at[2 * pair + 1] + offset + 2 * dim;
+      const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
+      low = {_mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b))};
+      high = {_mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b))};
+    }
+    static void TurnBack(F& low, F& high) {
+      const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+      const __m512i rear = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+      const __m512d a = _mm512_castps_pd(low.v), b = _mm512_castps_pd(high.v);
+      low = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, front, b))};
+      high = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, rear, b))};
+    }
     void Prefetch(int pair, int dim) const {
       PrefetchLine(next, 2 * pair, offset + 2 * dim);
-      PrefetchLine(next, 2 * pair + 1, offset + 2 * dim);
     }
   };
   static F AddLone(F weights, F values, F sum) { return PairFma(weights, KeepLow(values), sum); }

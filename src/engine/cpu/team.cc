@@ -7,20 +7,14 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/cpu/pause.h"
+
 namespace antiphon::engine::cpu {
 namespace {
 
 // Three to ten microseconds, as long as the processor's pause is: longer than a balanced phase's
 // spread, shorter than a scheduler's slice.
 constexpr int kSpins = 200;
-
-inline void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
-}
 
 // Calls idle() until that returns false, spins for a little while, then sleeps. Whoever stores the
 // value notifies.
