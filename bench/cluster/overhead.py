@@ -2,7 +2,7 @@
 """What the cluster costs over its engine alone, on one machine: `antiphon up` (one prefill and one decode worker),
 asked over HTTP by streaming clients, beside engine_bench, in turns.
 
-    bench/cluster/overhead.py [--rounds 5] [--streams 16] [--tokens 192] [--threads 2] [--json FILE]
+    bench/cluster/overhead.py [--rounds 5] [--streams 16] [--tokens 320] [--threads 2] [--json FILE]
 
 Generation: prompts of 128 tokens; tokens/s between the moment when every stream has begun and the one when the first
 ends, beside `engine_bench MODEL THREADS generate STREAMS` over as many tokens from the same context on. First token: prompts of 512 tokens that nothing has
@@ -122,7 +122,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--streams", type=int, default=16)
-    arguments.add_argument("--tokens", type=int, default=192)
+    arguments.add_argument("--tokens", type=int, default=320)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()

@@ -1,9 +1,9 @@
 // The limits of this machine that an engine's speed is held against: bytes read a second and
 // operations a second, with one thread and with several.
 //
-//   limits THREADS WEIGHTS_BYTES
+//   limits THREADS WEIGHTS_BYTES [read_weights]
 //
-// Prints one line a limit, separated by tabs: key, unit, with one thread, with THREADS threads,
+// With read_weights only that. Prints one line a limit, separated by tabs: key, unit, with one thread, with THREADS threads,
 // what it is. A path that the processor lacks or the system does not grant is left out. Each figure
 // is the best of its rounds: other work on the machine only lowers it.
 #include <sys/mman.h>
@@ -315,14 +315,18 @@ void MeasureComputing(const ComputePath& path, int threads) {
 }
 
 int Main(int argc, char** argv) {
-  const int threads = argc == 3 ? std::atoi(argv[1]) : 0;
-  const long long weights_bytes = argc == 3 ? std::atoll(argv[2]) : 0;
+  constexpr const char* kReadWeights = "read_weights";
+  const bool only_weights = argc == 4 && std::strcmp(argv[3], kReadWeights) == 0;
+  const bool understood = argc == 3 || only_weights;
+  const int threads = understood ? std::atoi(argv[1]) : 0;
+  const long long weights_bytes = understood ? std::atoll(argv[2]) : 0;
   if (threads < 1 || threads > 4096 ||
       weights_bytes < static_cast<long long>(kReadStep) * threads) {
-    std::fprintf(stderr, "usage: limits THREADS WEIGHTS_BYTES\n");
+    std::fprintf(stderr, "usage: limits THREADS WEIGHTS_BYTES [read_weights]\n");
     return 2;
   }
-  MeasureReading("read_weights", static_cast<size_t>(weights_bytes), threads);
+  MeasureReading(kReadWeights, static_cast<size_t>(weights_bytes), threads);
+  if (only_weights) return 0;
   MeasureReading("read_gibibyte", size_t{1} << 30, threads);
   for (const ComputePath& path : GrantedPaths()) MeasureComputing(path, threads);
   return 0;
