@@ -172,7 +172,7 @@ TEST(TinyModelTest, ThreadsShareALongContextWithoutChangingABit) {
 TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
   const TinyRun run({.type = TensorType::kQ4_0});
   const std::vector<uint32_t> tokens = Tokens(1300);
-  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {50});
+  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {20});
   for (int threads : {1, 2, 5}) {
     for (size_t chunk : {511, 512, 600, 1300}) {
       EXPECT_EQ(run.Logits({.threads = threads}, tokens, {chunk}), want)
@@ -186,10 +186,10 @@ TEST(TinyModelTest, ALongChunkIsEqualToShortOnes) {
 TEST(TinyModelTest, StripsWaitForWhatTheyRead) {
   const TinyRun run({.type = TensorType::kQ4_0, .layers = 6, .hidden = 64, .feed_forward = 64});
   const std::vector<uint32_t> tokens = Tokens(512);
-  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {50});
+  const std::vector<float> want = run.Logits({.threads = 1}, tokens, {20});
   for (int threads : {2, 4, 8}) {
     CpuRunnerOptions options{.threads = threads};
-    options.step_tokens_max = 64 * static_cast<uint32_t>(threads);
+    options.step_tokens_max = 32 * static_cast<uint32_t>(threads);
     const std::unique_ptr<ModelRunner> runner = MakeRunner(run.file.get(), options);
     ASSERT_NE(runner, nullptr);
     for (int i = 0; i < 50; ++i) {

@@ -47,10 +47,9 @@ class Forward {
  private:
   // So few rows every thread prepares for itself.
   static constexpr size_t kOwnRows = 4;
-  // Rows of a strip: at least so many but for the last, and fewer than kAttentionRows more.
+  // Rows of a strip: at least so many but for the last, and fewer than kAttentionRows more. Where
+  // there are not so many for each thread, rows go through the layers together.
   static constexpr size_t kStripRows = 32;
-  // Strips a thread below which rows go through the layers together.
-  static constexpr size_t kStripsOfAThread = 2;
   // Rows of a chunk that share an unpacked tile of the cache.
   static constexpr uint32_t kAttentionRows = 32;
   static constexpr size_t kStripRowsMax = kStripRows + kAttentionRows;

@@ -51,7 +51,7 @@ void Forward::PlanStrips() {
   const size_t rows = rows_.size();
   // A sum over ranks is of all rows, and dequantising is done once for all of them.
   if (comm_ != nullptr || any_raw_) return;
-  if (rows < kStripRows * kStripsOfAThread * static_cast<size_t>(threads_)) return;
+  if (rows < kStripRows * static_cast<size_t>(threads_)) return;
   writes_apart_ = true;
   Strip strip{};
   for (size_t task = 0; task < attention_tasks_.size(); ++task) {
