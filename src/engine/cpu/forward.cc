@@ -14,22 +14,6 @@ namespace {
 // of kRowTile.
 constexpr size_t kProductRows = 128;
 
-// What a thread multiplies before it looks whether another has taken some of its share: about a
-// microsecond of reading, but of many rows no less than some groups.
-constexpr size_t kRunBytes = 32 << 10;
-constexpr size_t kRunGroups = 4;
-
-// Memory is slow to see where a thread begins to read. So much of its next product is fetched ahead
-// of that, and of the cache: about what memory gives while a thread attends. Both stay well below a
-// core's second-level cache.
-constexpr size_t kProductAhead = 32 << 10;
-constexpr size_t kCacheAhead = 128 << 10;
-// Lines fetched ahead with each run of a product, before each task of attention, and each time that
-// a waiting thread looks for the others.
-constexpr int kLinesARun = 64;
-constexpr int kLinesATask = 32;
-constexpr int kLinesALook = 16;
-
 size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -69,14 +53,13 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   cos_.Allocate(rows_max * (s.rope_dims / 2));
   sin_.Allocate(cos_.size());
   if (comm_ == nullptr) {
-    logits_.Allocate((FineOutput() ? 2 : 1) * output_rows * vocab_stride_);
+    logits_.Allocate(output_rows * vocab_stride_);
   } else {
     partial_.Allocate(x_.size());
     // The last group of the vocabulary is padded, so every share is of whole groups.
     const size_t size = weights->shard.size, groups = vocab_stride_ / kGroupRows;
     shard_stride_ = (groups + size - 1) / size * kGroupRows;
-    shard_logits_.Allocate((FineOutput() ? 2 : 1) * output_rows * shard_stride_);
-    shown_logits_.Allocate(output_rows * shard_stride_);
+    shard_logits_.Allocate(output_rows * shard_stride_);
     if (weights->shard.rank == 0) {
       gathered_logits_.Allocate(size * output_rows * shard_stride_);
       logits_.Allocate(output_rows * vocab_stride_);
@@ -112,6 +95,7 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   for (Scratch& scratch : scratch_) {
     scratch.input.resize(kOwnRows * input_stride_);
     scratch.quant.resize(QuantTileBytes(2 * kOwnRows, input_stride_) / sizeof(CacheLine) + 1);
+    if (FineOutput()) scratch.halves.resize(kHalvesFloats);
     scratch.queries.resize(queries * padded_dim_);
     scratch.attended.resize(queries * padded_dim_);
     scratch.attention.resize(AttentionScratchFloats(queries, padded_dim_));
@@ -201,7 +185,7 @@ void Forward::ActivateRow(const Operand& operand, const float* gate, size_t row,
 }
 
 void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& product,
-                             size_t first_row, size_t rows, int group, int groups) {
+                             size_t first_row, size_t rows, int group, int groups, float* out) {
   const Matrix& matrix = *product.matrix;
   MatMul m;
   m.columns = matrix.columns;
@@ -210,7 +194,7 @@ void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& 
   m.x_stride = input_stride_;
   m.x_quant = operand.quant + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
   m.rows = static_cast<int>(rows);
-  m.out = product.out + first_row * product.out_stride + static_cast<size_t>(group) * kGroupRows;
+  m.out = out;
   m.out_stride = product.out_stride;
   m.add = product.add;
   if (matrix.packed.has_value()) {
@@ -232,19 +216,16 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
                        std::initializer_list<Product> products) {
   int groups = 0;
   bool raw = false;
-  size_t group_bytes = 1;
+  size_t run = 1;  // groups
   for (const Product& product : products) {
     const Matrix& matrix = *product.matrix;
     groups += matrix.groups();
     raw = raw || !matrix.packed.has_value();
-    if (matrix.packed.has_value()) {
-      group_bytes = std::max(group_bytes, PackedGroupBytes(*matrix.packed, matrix.columns));
-    }
+    if (!raw) run = std::max(run, RunGroups(matrix));
   }
   // Dequantising is what the slow path costs: it does so once for all rows.
   const size_t block_rows = raw ? rows : kProductRows;
   const int blocks = static_cast<int>((rows + block_rows - 1) / block_rows);
-  const int run = raw ? 1 : static_cast<int>(std::max(kRunBytes / group_bytes, kRunGroups));
   LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
   const auto multiply = [&](int begin, int end) {
     ahead.Fetch(kLinesARun);
@@ -257,14 +238,21 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
         const int from = std::max(begin, first);
         const int to = std::min(stop, first + product.matrix->groups());
         if (from < to) {
+          const size_t column = static_cast<size_t>(from - first) * kGroupRows;
           MultiplyGroups(thread, operand, product, first_row,
-                         std::min(block_rows, rows - first_row), from - first, to - from);
+                         std::min(block_rows, rows - first_row), from - first, to - from,
+                         product.out + first_row * product.out_stride + column);
         }
         first += product.matrix->groups();
       }
     }
   };
-  team.ForRuns(thread, blocks * groups, run, multiply, [&] { return ahead.Fetch(kLinesALook); });
+  team.ForRuns(thread, blocks * groups, static_cast<int>(raw ? 1 : run), multiply,
+               [&] { return ahead.Fetch(kLinesALook); });
+}
+
+size_t Forward::RunGroups(const Matrix& packed) {
+  return std::max(kRunBytes / PackedGroupBytes(*packed.packed, packed.columns), kRunGroups);
 }
 
 void Forward::ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices) {

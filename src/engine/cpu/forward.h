@@ -57,6 +57,23 @@ class Forward {
   static constexpr size_t kTasksOfAThread = 8;
   // Logits of this many rows are in memory at a time.
   static constexpr size_t kOutputRows = 64;
+  // Halves of a run of the output, of two groups at least.
+  static constexpr size_t kHalvesFloats = 2 * kOutputRows * 2 * kGroupRows;
+
+  // What a thread multiplies before it looks whether another has taken some of its share: about a
+  // microsecond of reading, but of many rows no less than some groups.
+  static constexpr size_t kRunBytes = 32 << 10;
+  static constexpr size_t kRunGroups = 4;
+  // Memory is slow to see where a thread begins to read. So much of its next product is fetched
+  // ahead of that, and of the cache: about what memory gives while a thread attends. Both stay well
+  // below a core's second-level cache.
+  static constexpr size_t kProductAhead = 32 << 10;
+  static constexpr size_t kCacheAhead = 128 << 10;
+  // Lines fetched ahead with each run of a product, before each task of attention, and each time
+  // that a waiting thread looks for the others.
+  static constexpr int kLinesARun = 64;
+  static constexpr int kLinesATask = 32;
+  static constexpr int kLinesALook = 16;
 
   struct Row {
     uint32_t token;
@@ -115,6 +132,7 @@ class Forward {
     std::vector<float> input;  // the operand of few rows
     std::vector<CacheLine> quant;
     std::vector<float> queries, attended, attention, dequantized, dequantized_row;
+    std::vector<float> halves;  // of a run of the output
     std::vector<uint32_t> limits;
     LookAhead ahead;
     Sampler sampler;
@@ -172,8 +190,13 @@ class Forward {
   // product of these matrices, and of the keys and values that it attends to first.
   void ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices);
   void ExpectCache(int thread, uint32_t layer);
+  // Rows and groups of a product, from `out` on.
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
-                      size_t rows, int group, int groups);
+                      size_t rows, int group, int groups, float* out);
+  static size_t RunGroups(const Matrix& packed);
+  // [row][stride] = the output matrix times the operand, which is of halves where FineOutput.
+  void MultiplyOutput(Team& team, int thread, const Operand& operand, size_t rows, float* logits,
+                      size_t stride);
   // x += W * operand, over all ranks' columns of W. False: failed.
   bool AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix, float* x,
                   size_t rows);
@@ -206,16 +229,16 @@ class Forward {
   bool any_quantised_ = false;
   bool any_raw_ = false;  // a matrix that is dequantised when used
 
-  Zeroed<float> x_;          // [row][hidden_stride_]: the residual stream
-  Zeroed<float> input_;      // [row][input_stride_]: of the next product, of attention
-  Zeroed<CacheLine> quant_;  // the same, quantised
-  Zeroed<float> qkv_;        // [row][qkv_stride_]
-  Zeroed<float> gate_up_;    // [row][2 * gate_stride_]
-  Zeroed<float> cos_, sin_;  // [row][pairs]
-  Zeroed<float> logits_;     // [output row of a batch, or its half][vocab_stride_]
-  Zeroed<float> partial_;    // [row][hidden_stride_]: this rank's part of a sum
-  Zeroed<float> shard_logits_, shown_logits_;  // [output row, its half][shard_stride_]
-  Zeroed<float> gathered_logits_;              // [rank][output row][shard_stride_]
+  Zeroed<float> x_;                // [row][hidden_stride_]: the residual stream
+  Zeroed<float> input_;            // [row][input_stride_]: of the next product, of attention
+  Zeroed<CacheLine> quant_;        // the same, quantised
+  Zeroed<float> qkv_;              // [row][qkv_stride_]
+  Zeroed<float> gate_up_;          // [row][2 * gate_stride_]
+  Zeroed<float> cos_, sin_;        // [row][pairs]
+  Zeroed<float> logits_;           // [output row of a batch][vocab_stride_]
+  Zeroed<float> partial_;          // [row][hidden_stride_]: this rank's part of a sum
+  Zeroed<float> shard_logits_;     // [output row][shard_stride_]
+  Zeroed<float> gathered_logits_;  // [rank][output row][shard_stride_]
   std::vector<Scratch> scratch_;
 
   Step step_;

@@ -15,7 +15,6 @@ void Forward::Output(Team& team, int thread) {
   const model::LlamaShape& s = weights_->shape;
   for (size_t first = 0; first < output_rows_.size(); first += kOutputRows) {
     const size_t rows = std::min(kOutputRows, output_rows_.size() - first);
-    const size_t halves = FineOutput() ? 2 : 1;
     const Operand operand = OperandOf(thread, rows);
     ForRows(team, rows, [&](size_t i) {
       const float* x = &x_[output_rows_[first + i].row * hidden_stride_];
@@ -30,11 +29,9 @@ void Forward::Output(Team& team, int thread) {
                                   operand.quant + tile * QuantTileBytes(kRowTile, s.hidden));
     });
     if (comm_ == nullptr) {
-      Multiply(team, thread, operand, halves * rows,
-               {{&weights_->output, logits_.data(), vocab_stride_, false}});
+      MultiplyOutput(team, thread, operand, rows, logits_.data(), vocab_stride_);
     } else {
-      Multiply(team, thread, operand, halves * rows,
-               {{&weights_->output, shard_logits_.data(), shard_stride_, false}});
+      MultiplyOutput(team, thread, operand, rows, shard_logits_.data(), shard_stride_);
       if (!GatherLogits(team, thread, rows)) return;
       if (weights_->shard.rank != 0) continue;
     }
@@ -43,20 +40,40 @@ void Forward::Output(Team& team, int thread) {
   }
 }
 
-bool Forward::GatherLogits(Team& team, int thread, size_t rows) {
-  const size_t halves = FineOutput() ? 2 : 1;
-  const size_t ranks = weights_->shard.size;
-  team.ForEach(static_cast<int>(rows), 4, [&](int begin, int end) {
-    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      float* logits = &shard_logits_[halves * i * shard_stride_];
-      if (halves == 2) kernels_->add(logits, logits + shard_stride_, shard_stride_);
-      std::memcpy(&shown_logits_[i * shard_stride_], logits, shard_stride_ * sizeof(float));
+// The halves of a run's columns are added where the product leaves them, in the first-level cache.
+void Forward::MultiplyOutput(Team& team, int thread, const Operand& operand, size_t rows,
+                             float* logits, size_t stride) {
+  const Matrix& matrix = weights_->output;
+  if (!FineOutput()) {
+    Multiply(team, thread, operand, rows, {{&matrix, logits, stride, false}});
+    return;
+  }
+  const size_t groups_max = kHalvesFloats / (2 * rows * kGroupRows);
+  const int run = static_cast<int>(std::min(RunGroups(matrix), groups_max));
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  const auto multiply = [&](int begin, int end) {
+    scratch.ahead.Fetch(kLinesARun);
+    const size_t columns = static_cast<size_t>(end - begin) * kGroupRows;
+    float* halves = scratch.halves.data();
+    MultiplyGroups(thread, operand, {&matrix, halves, columns, false}, 0, 2 * rows, begin,
+                   end - begin, halves);
+    for (size_t row = 0; row < rows; ++row) {
+      float* coarse = halves + 2 * row * columns;
+      kernels_->add(coarse, coarse + columns, columns);
+      std::memcpy(logits + row * stride + static_cast<size_t>(begin) * kGroupRows, coarse,
+                  columns * sizeof(float));
     }
-  });
+  };
+  team.ForRuns(thread, matrix.groups(), run, multiply,
+               [&] { return scratch.ahead.Fetch(kLinesALook); });
+}
+
+bool Forward::GatherLogits(Team& team, int thread, size_t rows) {
+  const size_t ranks = weights_->shard.size;
   const size_t floats = rows * shard_stride_;
   if (thread == 0) {
     absl::Status status = comm_->Gather(
-        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(shown_logits_.data()),
+        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(shard_logits_.data()),
                             floats * sizeof(float)),
         absl::MakeSpan(reinterpret_cast<std::byte*>(gathered_logits_.data()),
                        weights_->shard.rank == 0 ? ranks * floats * sizeof(float) : 0),
@@ -84,9 +101,7 @@ void Forward::Sample(int thread, size_t first, size_t index) {
   const SequenceChunk& chunk = step_.chunks[row.chunk];
   ChunkResult& result = result_.chunks[row.chunk];
   const uint32_t vocab = weights_->shape.vocab;
-  const bool halves = FineOutput() && comm_ == nullptr;  // GatherLogits has added them already
-  float* logits = &logits_[(halves ? 2 : 1) * index * vocab_stride_];
-  if (halves) kernels_->add(logits, logits + vocab_stride_, vocab_stride_);
+  float* logits = &logits_[index * vocab_stride_];
   if (chunk.want_logits) {
     const size_t in_chunk = rows_[row.row].position - chunk.start;
     std::memcpy(&result.logits[in_chunk * vocab], logits, vocab * sizeof(float));
