@@ -392,19 +392,42 @@ void AttendOver(const Attention& a) {
 }
 
 // In the order, and with the operations, in which AttendOver merges tile by tile.
+// Merges what the tiles left of kQueries queries from `query` on, which see the same tokens.
+template <int kQueries>
+void MergeTiles(const Attention& a, int query, const SoftmaxState& state) {
+  const size_t stride = AttentionPartialFloats(a.padded_dim);
+  const uint32_t tiles = (a.limits[query] + kAttentionTile - 1) / kAttentionTile;
+  float* out = a.out + static_cast<size_t>(query) * a.padded_dim;
+  for (uint32_t tile = 0; tile < tiles; ++tile) {
+    const float* partial = a.partials + (size_t{tile} * a.count + query) * stride;
+    float maxima[kQueries], sums[kQueries], factors[16];
+    for (int q = 0; q < kQueries; ++q) {
+      maxima[q] = partial[q * stride + a.padded_dim];
+      sums[q] = partial[q * stride + a.padded_dim + 1];
+    }
+    MergeSums<kQueries>(maxima, sums, query, state, factors);
+    const MergeInto sink{out, a.padded_dim, factors, factors + 8};
+    for (int q = 0; q < kQueries; ++q) {
+      for (int d = 0; d < a.padded_dim; d += 16) sink.Put(q, d, Load(partial + q * stride + d));
+    }
+  }
+}
+template <int kQueries>
+inline void MergeTilesOf(int count, const Attention& a, int query, const SoftmaxState& state) {
+  if (count == kQueries) {
+    MergeTiles<kQueries>(a, query, state);
+  } else if constexpr (kQueries > 1) {
+    MergeTilesOf<kQueries - 1>(count, a, query, state);
+  }
+}
+
 [[maybe_unused]] void MergeAttention(const Attention& a) {
   const SoftmaxState state = Begin(a, a.scratch);
-  const size_t stride = AttentionPartialFloats(a.padded_dim);
-  for (int q = 0; q < a.count; ++q) {
-    const uint32_t tiles = (a.limits[q] + kAttentionTile - 1) / kAttentionTile;
-    for (uint32_t tile = 0; tile < tiles; ++tile) {
-      const float* partial = a.partials + (size_t{tile} * a.count + q) * stride;
-      float factors[16];
-      MergeSums<1>(partial + a.padded_dim, partial + a.padded_dim + 1, q, state, factors);
-      const MergeInto sink{a.out + static_cast<size_t>(q) * a.padded_dim, a.padded_dim, factors,
-                           factors + 8};
-      for (int d = 0; d < a.padded_dim; d += 16) sink.Put(0, d, Load(partial + d));
-    }
+  constexpr int kTogether = 8;  // as many as MergeSums has factors for
+  for (int q = 0, count; q < a.count; q += count) {
+    count = 1;
+    while (count < kTogether && q + count < a.count && a.limits[q + count] == a.limits[q]) ++count;
+    MergeTilesOf<kTogether>(count, a, q, state);
   }
   End(a, state);
 }
