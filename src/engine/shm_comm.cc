@@ -17,6 +17,7 @@
 
 #include "common/clock.h"
 #include "common/status_macros.h"
+#include "engine/pause.h"
 
 namespace antiphon::engine {
 namespace {
@@ -39,14 +40,6 @@ constexpr std::string_view kKindNames[] = {"barrier", "sum", "shared sum", "broa
 
 std::string_view NameOf(uint32_t kind) {
   return kind < std::size(kKindNames) ? kKindNames[kind] : "unknown operation";
-}
-
-inline void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
 }
 
 // Between processes, so not the private variant that std::atomic::wait uses.

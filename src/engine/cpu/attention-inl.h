@@ -391,8 +391,8 @@ void AttendOver(const Attention& a) {
   if (a.partials == nullptr) End(a, state);
 }
 
-// In the order, and with the operations, in which AttendOver merges tile by tile.
-// Merges what the tiles left of kQueries queries from `query` on, which see the same tokens.
+// Merges what the tiles left of kQueries queries from `query` on, which see the same tokens: in the
+// order, and with the operations, in which AttendOver merges tile by tile.
 template <int kQueries>
 void MergeTiles(const Attention& a, int query, const SoftmaxState& state) {
   const size_t stride = AttentionPartialFloats(a.padded_dim);

@@ -185,7 +185,7 @@ void Forward::ActivateRow(const Operand& operand, const float* gate, size_t row,
 }
 
 void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& product,
-                             size_t first_row, size_t rows, int group, int groups, float* out) {
+                             size_t first_row, size_t rows, int group, int groups) {
   const Matrix& matrix = *product.matrix;
   MatMul m;
   m.columns = matrix.columns;
@@ -194,7 +194,7 @@ void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& 
   m.x_stride = input_stride_;
   m.x_quant = operand.quant + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
   m.rows = static_cast<int>(rows);
-  m.out = out;
+  m.out = product.out;
   m.out_stride = product.out_stride;
   m.add = product.add;
   if (matrix.packed.has_value()) {
@@ -238,10 +238,10 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
         const int from = std::max(begin, first);
         const int to = std::min(stop, first + product.matrix->groups());
         if (from < to) {
-          const size_t column = static_cast<size_t>(from - first) * kGroupRows;
-          MultiplyGroups(thread, operand, product, first_row,
-                         std::min(block_rows, rows - first_row), from - first, to - from,
-                         product.out + first_row * product.out_stride + column);
+          Product part = product;
+          part.out += first_row * part.out_stride + static_cast<size_t>(from - first) * kGroupRows;
+          MultiplyGroups(thread, operand, part, first_row, std::min(block_rows, rows - first_row),
+                         from - first, to - from);
         }
         first += product.matrix->groups();
       }

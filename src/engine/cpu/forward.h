@@ -190,9 +190,9 @@ class Forward {
   // product of these matrices, and of the keys and values that it attends to first.
   void ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices);
   void ExpectCache(int thread, uint32_t layer);
-  // Rows and groups of a product, from `out` on.
+  // Rows and groups of a product; its `out` is where the first of them go.
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
-                      size_t rows, int group, int groups, float* out);
+                      size_t rows, int group, int groups);
   static size_t RunGroups(const Matrix& packed);
   // [row][stride] = the output matrix times the operand, which is of halves where FineOutput.
   void MultiplyOutput(Team& team, int thread, const Operand& operand, size_t rows, float* logits,

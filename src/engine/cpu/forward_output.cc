@@ -56,7 +56,7 @@ void Forward::MultiplyOutput(Team& team, int thread, const Operand& operand, siz
     const size_t columns = static_cast<size_t>(end - begin) * kGroupRows;
     float* halves = scratch.halves.data();
     MultiplyGroups(thread, operand, {&matrix, halves, columns, false}, 0, 2 * rows, begin,
-                   end - begin, halves);
+                   end - begin);
     for (size_t row = 0; row < rows; ++row) {
       float* coarse = halves + 2 * row * columns;
       kernels_->add(coarse, coarse + columns, columns);

@@ -87,7 +87,7 @@ void Forward::BackHalf(int thread, uint32_t layer, const Strip& strip, size_t fi
 
 void Forward::MultiplyStrip(int thread, const Operand& operand, const Product& product,
                             size_t rows) {
-  MultiplyGroups(thread, operand, product, 0, rows, 0, product.matrix->groups(), product.out);
+  MultiplyGroups(thread, operand, product, 0, rows, 0, product.matrix->groups());
 }
 
 Forward::Operand Forward::StripOperand(int thread) {

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "engine/cpu/pause.h"
+#include "engine/pause.h"
 
 namespace antiphon::engine::cpu {
 

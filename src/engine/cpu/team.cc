@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/cpu/pause.h"
+#include "engine/pause.h"
 
 namespace antiphon::engine::cpu {
 namespace {

@@ -1,9 +1,9 @@
-#ifndef ANTIPHON_ENGINE_CPU_PAUSE_H_
-#define ANTIPHON_ENGINE_CPU_PAUSE_H_
+#ifndef ANTIPHON_ENGINE_PAUSE_H_
+#define ANTIPHON_ENGINE_PAUSE_H_
 
 #include <atomic>
 
-namespace antiphon::engine::cpu {
+namespace antiphon::engine {
 
 // Some tens of nanoseconds in which the core does little.
 inline void Pause() {
@@ -14,6 +14,6 @@ inline void Pause() {
 #endif
 }
 
-}  // namespace antiphon::engine::cpu
+}  // namespace antiphon::engine
 
-#endif  // ANTIPHON_ENGINE_CPU_PAUSE_H_
+#endif  // ANTIPHON_ENGINE_PAUSE_H_
