@@ -93,7 +93,7 @@ void Forward::MultiplyStrip(int thread, const Operand& operand, const Product& p
 Forward::Operand Forward::StripOperand(int thread) {
   const size_t first = static_cast<size_t>(thread) * kStripRowsMax;
   return {&input_[first * input_stride_],
-          quant_.data()->bytes + QuantTileBytes(first, input_stride_)};
+          reinterpret_cast<std::byte*>(quant_.data()) + QuantTileBytes(first, input_stride_)};
 }
 
 }  // namespace antiphon::engine::cpu

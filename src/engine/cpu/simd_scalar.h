@@ -27,7 +27,12 @@ constexpr int kFloatGroups = 2;
 
 inline F Zero() { ANTIPHON_LANES(0.0f); }
 inline F Splat(float x) { ANTIPHON_LANES(x); }
-inline F Load(const float* p) { ANTIPHON_LANES(p[i]); }
+// Pairs of bf16 numbers are loaded as floats from wherever they lie.
+inline F Load(const float* p) {
+  F a;
+  std::memcpy(a.v, p, sizeof(a.v));
+  return a;
+}
 inline void Store(float* p, F a) { std::memcpy(p, a.v, sizeof(a.v)); }
 inline F Add(F a, F b) { ANTIPHON_LANES(a.v[i] + b.v[i]); }
 inline F Sub(F a, F b) { ANTIPHON_LANES(a.v[i] - b.v[i]); }
