@@ -14,25 +14,23 @@ inline __m256i Join(__m256i values, __m256i high, __m256i mask) {
   return _mm256_or_si256(values, _mm256_and_si256(high, mask));
 }
 
-// The values of a block for one half of the group: `block` is moved to its lanes. Step i holds
-// columns 4i to 4i + 3. kQ8_0's come signed, the others as they are stored.
+// The values of half a group, 8 output rows, in one block, unsigned as they are stored: `block` is
+// moved to its lanes. Step i holds columns 4i to 4i + 3. Bytes come in two: w[i] has the lower four
+// bits of step i, w[i + 8] the upper ones.
 template <PackedType kType>
-inline void Unpack(const std::byte* block, __m256i (&w)[8]) {
+constexpr int kVectors = FormatOf(kType).bits == 8 ? 16 : 8;
+
+template <PackedType kType>
+inline void Unpack(const std::byte* block, __m256i (&w)[kVectors<kType>]) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   const std::byte* high = block + kFormat.head_bytes;
   const std::byte* values = high + kFormat.high_bytes;
-  if constexpr (kFormat.bits == 8) {
-    const __m256i bias = _mm256_set1_epi8(static_cast<char>(-128));
+  const __m256i low = _mm256_set1_epi8(15);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) w[i] = _mm256_xor_si256(Load256(values + 64 * i), bias);
-  } else {
-    const __m256i low = _mm256_set1_epi8(15);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m256i packed = Load256(values + 64 * i);
-      w[i] = _mm256_and_si256(packed, low);
-      w[i + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
-    }
+  for (int i = 0; i < kVectors<kType> / 2; ++i) {
+    const __m256i packed = Load256(values + 64 * i);
+    w[i] = _mm256_and_si256(packed, low);
+    w[i + kVectors<kType> / 2] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
   }
   if constexpr (kFormat.bits == 5) {
     const __m256i fifth = _mm256_set1_epi8(16);
@@ -60,85 +58,46 @@ inline void Unpack(const std::byte* block, __m256i (&w)[8]) {
   }
 }
 
-// Sum of the products of `kSteps` steps for 8 output rows. The pairs that vpmaddubsw adds stay
-// below 2^15, and so do so many of them that are added before they are widened: 8 * 2 * 15 * 127 =
-// 30,480, 4 * 2 * 31 * 127 = 31,496 and 2 * 2 * 63 * 127 = 32,004. For bytes the sign of the weight
-// moves to the activation, and one pair is at most 2 * 128 * 127.
-template <int kBits, int kSteps>
-inline __m256i StepSum(const __m256i* w, const std::byte* values) {
-  constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
+// Holds a value where it is computed: the compiler would regroup the additions, for which there are
+// not the registers.
+inline void Pin(__m256i& value) { __asm__("" : "+x"(value)); }
+
+// The sums over kSteps steps of the products of kRows activation rows. They advance together: one
+// row's dependent additions hide another's. The pairs that vpmaddubsw adds stay below 2^15, and so
+// do so many of them that are added before they are widened: 8 * 2 * 15 * 127 = 30,480,
+// 4 * 2 * 31 * 127 = 31,496 and 2 * 2 * 63 * 127 = 32,004.
+template <int kBits, int kSteps, int kRows>
+inline void SumSteps(const __m256i* w, const std::byte* values, __m256i (&sums)[kRows]) {
+  constexpr int kRun = kBits == 4 || kBits == 8 ? 8 : kBits == 5 ? 4 : 2;
   const __m256i ones = _mm256_set1_epi16(1);
   const int32_t* x = reinterpret_cast<const int32_t*>(values);
-  __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
   for (int first = 0; first < kSteps; first += kRun) {
-    __m256i pairs = _mm256_setzero_si256();
+    __m256i pairs[kRows], upper[kRows];
 #pragma GCC unroll 8
     for (int i = first; i < first + kRun; ++i) {
-      const __m256i a = _mm256_set1_epi32(x[i]);
-      __m256i products;
-      if constexpr (kBits == 8) {
-        products = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(a, w[i]));
-      } else {
-        products = _mm256_maddubs_epi16(w[i], a);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i a = _mm256_set1_epi32(x[r * (kQuantBlock / 4) + i]);
+        const __m256i products = _mm256_maddubs_epi16(w[i], a);
+        pairs[r] = i == first ? products : _mm256_add_epi16(pairs[r], products);
+        if (i > first) Pin(pairs[r]);
+        if constexpr (kBits == 8) {
+          const __m256i more = _mm256_maddubs_epi16(w[8 + i], a);
+          upper[r] = i == first ? more : _mm256_add_epi16(upper[r], more);
+          if (i > first) Pin(upper[r]);
+        }
       }
-      pairs = i == first ? products : _mm256_add_epi16(pairs, products);
     }
-    const __m256i wide = _mm256_madd_epi16(pairs, ones);
-    sum = first == 0 ? wide : _mm256_add_epi32(sum, wide);
-  }
-  return sum;
-}
-
-// The numbers of a tile's rows, of one block.
-inline const QuantNumbers* NumbersOf(const std::byte* tile, size_t rows) {
-  return reinterpret_cast<const QuantNumbers*>(tile + rows * kQuantBlock);
-}
-
-template <int kRows>
-inline void StoreHalf(const MatMul& m, const __m256 (&acc)[kRows], float* out) {
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    float* o = out + r * m.out_stride;
-    _mm256_storeu_ps(o, m.add ? _mm256_add_ps(acc[r], _mm256_loadu_ps(o)) : acc[r]);
-  }
-}
-
-// Half a group: 8 output rows against kRows activation rows of a tile with `rows`, from row
-// `first`.
-template <PackedType kType, int kRows>
-void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t rows,
-               size_t first, int half, float* out) {
-  constexpr QuantFormat kFormat = FormatOf(kType);
-  const size_t blocks = m.columns / kQuantBlock;
-  __m256 acc[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) acc[r] = _mm256_setzero_ps();
-  for (size_t b = 0; b < blocks; ++b) {
-    const uint16_t* head = reinterpret_cast<const uint16_t*>(weights) + 8 * half;
-    const __m256 scale = WidenF16(head);
-    __m256i w[8];
-    Unpack<kType>(weights + 32 * half, w);
-    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const size_t row = first + static_cast<size_t>(r);
-      __m256i sum = StepSum<kFormat.bits, 8>(w, tile + row * kQuantBlock);
-      if constexpr (!kFormat.minima && kFormat.bits != 8) {
-        sum = _mm256_add_epi32(
-            sum, _mm256_srai_epi32(_mm256_set1_epi32(numbers[row].offset), 8 - kFormat.bits));
+      __m256i wide = _mm256_madd_epi16(pairs[r], ones);
+      if constexpr (kBits == 8) {
+        wide = _mm256_add_epi32(wide, _mm256_madd_epi16(upper[r], _mm256_set1_epi16(16)));
       }
-      const __m256 scaled =
-          _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(numbers[row].scale));
-      acc[r] = _mm256_fmadd_ps(scaled, scale, acc[r]);
-      if constexpr (kFormat.minima) {
-        acc[r] = _mm256_fmadd_ps(WidenF16(head + 16), _mm256_set1_ps(numbers[row].sum), acc[r]);
-      }
+      sums[r] = first == 0 ? wide : _mm256_add_epi32(sums[r], wide);
     }
-    weights += BlockBytes(kFormat);
-    tile += rows * kQuantRowBlockBytes;
   }
-  StoreHalf(m, acc, out + 8 * half);
 }
 
 inline __m256 WidenU8(const std::byte* p) {
@@ -150,99 +109,188 @@ inline __m256 WidenI8(const std::byte* p) {
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
-// The products of a super-block: to `sums` those of kRows rows.
-template <PackedType kType, int kRows>
-inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_t rows,
-                          size_t first, int half, __m256 (&sums)[kRows]) {
+// What a block's values are multiplied by, of 8 output rows: in a format without super-blocks the
+// scales and minima, else the scales within the super-block, of kQ6_K those of both halves.
+struct Factors {
+  __m256 first, second;
+};
+template <PackedType kType>
+inline Factors FactorsOf(const std::byte* block, int half) {
   constexpr QuantFormat kFormat = FormatOf(kType);
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
-  for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    __m256i w[8];
-    Unpack<kType>(weights + 32 * half, w);
-    const QuantNumbers* numbers = NumbersOf(tile, rows);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const size_t row = first + static_cast<size_t>(r);
-      const std::byte* x = tile + row * kQuantBlock;
-      __m256 scaled;
-      if constexpr (kType == PackedType::kQ6_K) {
-        const __m256i offset = _mm256_set1_epi32(numbers[row].half);
-        const __m256i both = _mm256_srai_epi32(_mm256_set1_epi32(numbers[row].offset), 2);
-        const __m256i left = _mm256_add_epi32(StepSum<6, 4>(w, x), offset);
-        const __m256i right =
-            _mm256_add_epi32(StepSum<6, 4>(w + 4, x + 16), _mm256_sub_epi32(both, offset));
-        scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(left), WidenI8(weights + 8 * half));
-        scaled =
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(right), WidenI8(weights + 16 + 8 * half), scaled);
-      } else {
-        scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(StepSum<kFormat.bits, 8>(w, x)),
-                               WidenU8(weights + 8 * half));
-      }
-      sums[r] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(numbers[row].scale), sums[r]);
-    }
-    weights += BlockBytes(kFormat);
-    tile += rows * kQuantRowBlockBytes;
-  }
-}
-
-// The minima of a super-block, likewise.
-template <PackedType kType, int kRows>
-inline void SuperMinima(const std::byte* weights, const std::byte* tile, size_t rows, size_t first,
-                        int half, __m256 (&sums)[kRows]) {
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
-  for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    const __m256 minimum = WidenU8(weights + 16 + 8 * half);
-    const QuantNumbers* numbers = NumbersOf(tile, rows) + first;
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      sums[r] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(numbers[r].sum), sums[r]);
-    }
-    weights += BlockBytes(FormatOf(kType));
-    tile += rows * kQuantRowBlockBytes;
-  }
-}
-
-// As QuantTile, for the formats with super-blocks.
-template <PackedType kType, int kRows>
-void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t rows,
-               size_t first, int half, float* out) {
-  constexpr QuantFormat kFormat = FormatOf(kType);
-  constexpr size_t kSuperTileBlocks = kSuperBlock / kQuantBlock;
-  __m256 acc[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) acc[r] = _mm256_setzero_ps();
-  for (size_t super = 0; super < m.columns / kSuperBlock; ++super) {
-    const uint16_t* head = reinterpret_cast<const uint16_t*>(weights) + 8 * half;
-    const std::byte* blocks = weights + kFormat.super_bytes;
-    __m256 sums[kRows];
-    SuperProducts<kType>(blocks, tile, rows, first, half, sums);
-    const __m256 scale = WidenF16(head);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) acc[r] = _mm256_fmadd_ps(sums[r], scale, acc[r]);
-    if constexpr (kFormat.minima) {
-      SuperMinima<kType>(blocks, tile, rows, first, half, sums);
-      const __m256 minimum = WidenF16(head + 16);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[r] = _mm256_fnmadd_ps(sums[r], minimum, acc[r]);
-    }
-    weights = blocks + kSuperTileBlocks * BlockBytes(kFormat);
-    tile += kSuperTileBlocks * rows * kQuantRowBlockBytes;
-  }
-  StoreHalf(m, acc, out + 8 * half);
-}
-
-template <PackedType kType, int kRows>
-inline void AnyTile(const MatMul& m, const std::byte* weights, const std::byte* tile, int rows,
-                    int first, int half, float* out) {
-  const size_t row = static_cast<size_t>(first);
-  if constexpr (FormatOf(kType).super_bytes == 0) {
-    QuantTile<kType, kRows>(m, weights, tile, static_cast<size_t>(rows), row, half,
-                            out + row * m.out_stride);
+  if constexpr (kType == PackedType::kQ6_K) {
+    return {WidenI8(block + 8 * half), WidenI8(block + 16 + 8 * half)};
+  } else if constexpr (kFormat.super_bytes != 0) {
+    return {WidenU8(block + 8 * half), _mm256_setzero_ps()};
   } else {
-    SuperTile<kType, kRows>(m, weights, tile, static_cast<size_t>(rows), row, half,
-                            out + row * m.out_stride);
+    const uint16_t* head = reinterpret_cast<const uint16_t*>(block) + 8 * half;
+    return {WidenF16(head), kFormat.minima ? WidenF16(head + 16) : _mm256_setzero_ps()};
+  }
+}
+
+// What kRows activation rows add to their sums with a block's 8 output rows.
+template <PackedType kType, int kRows>
+inline void AddProducts(const __m256i (&w)[kVectors<kType>], const Factors& factors,
+                        const std::byte* values, const QuantNumbers* numbers,
+                        __m256 (&acc)[kRows]) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  if constexpr (kType == PackedType::kQ6_K) {
+    __m256i left[kRows], right[kRows];
+    SumSteps<6, 4>(w, values, left);
+    SumSteps<6, 4>(w + 4, values + kQuantBlock / 2, right);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i offset = _mm256_set1_epi32(numbers[r].half);
+      const __m256i both = _mm256_srai_epi32(_mm256_set1_epi32(numbers[r].offset), 2);
+      left[r] = _mm256_add_epi32(left[r], offset);
+      right[r] = _mm256_add_epi32(right[r], _mm256_sub_epi32(both, offset));
+      __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(left[r]), factors.first);
+      scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(right[r]), factors.second, scaled);
+      acc[r] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(numbers[r].scale), acc[r]);
+    }
+    return;
+  }
+  __m256i sums[kRows];
+  SumSteps<kFormat.bits, 8>(w, values, sums);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const __m256 scale = _mm256_set1_ps(numbers[r].scale);
+    if constexpr (kFormat.super_bytes != 0) {
+      acc[r] =
+          _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[r]), factors.first), scale, acc[r]);
+      continue;
+    }
+    if constexpr (!kFormat.minima) {
+      const __m256i offset = _mm256_set1_epi32(numbers[r].offset);
+      sums[r] = _mm256_add_epi32(sums[r], _mm256_srai_epi32(offset, 8 - kFormat.bits));
+    }
+    acc[r] =
+        _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[r]), scale), factors.first, acc[r]);
+    if constexpr (kFormat.minima) {
+      acc[r] = _mm256_fmadd_ps(factors.second, _mm256_set1_ps(numbers[r].sum), acc[r]);
+    }
+  }
+}
+
+// The rows of a tile in one block.
+struct TileBlock {
+  TileBlock(const std::byte* tile, int tile_rows)
+      : values(tile),
+        numbers(reinterpret_cast<const QuantNumbers*>(tile + static_cast<size_t>(tile_rows) *
+                                                                 kQuantBlock)),
+        rows(tile_rows) {}
+  const std::byte* values;
+  const QuantNumbers* numbers;
+  int rows;
+};
+
+// The same of kRows rows from `row` on, whose sums are in memory: acc[row][kGroupRows].
+template <PackedType kType, int kRows>
+inline void AddRows(const __m256i (&w)[kVectors<kType>], const Factors& factors,
+                    const TileBlock& tile, int row, float* acc) {
+  __m256 sums[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_load_ps(acc + (row + r) * kGroupRows);
+  AddProducts<kType>(w, factors, tile.values + row * kQuantBlock, tile.numbers + row, sums);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) _mm256_store_ps(acc + (row + r) * kGroupRows, sums[r]);
+}
+
+// The processor's own prefetching does not look this far, and stops at each page.
+inline void Prefetch(const std::byte* block, size_t bytes) {
+  constexpr size_t kAhead = 2560;
+  for (size_t line = 0; line < bytes; line += 64) {
+    _mm_prefetch(block + kAhead + line, _MM_HINT_T0);
+  }
+}
+
+// A block of a group against the rows of a tile. The weights of half the group stay in registers
+// while the rows pass by; the rows' sums do not fit beside them.
+template <PackedType kType>
+inline void AddBlock(const std::byte* block, const TileBlock& tile, float* acc) {
+  constexpr int kTogether = 2;
+  Prefetch(block, BlockBytes(FormatOf(kType)));
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const Factors factors = FactorsOf<kType>(block, half);
+    __m256i w[kVectors<kType>];
+    Unpack<kType>(block + 32 * half, w);
+    int row = 0;
+    for (; row + kTogether <= tile.rows; row += kTogether) {
+      AddRows<kType, kTogether>(w, factors, tile, row, acc + 8 * half);
+    }
+    for (; row < tile.rows; ++row) AddRows<kType, 1>(w, factors, tile, row, acc + 8 * half);
+  }
+}
+
+inline void Clear(float* acc, int rows) {
+  for (int r = 0; r < rows; ++r) Store(acc + r * kGroupRows, Zero());
+}
+
+// Takes the minima of a super-block off the rows' sums. `tile`: the rows in its first block.
+template <PackedType kType>
+inline void SubtractMinima(const std::byte* super, const std::byte* tile, int rows, float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  constexpr int kBlocks = kSuperBlock / kQuantBlock;
+  const std::byte* blocks = super + kFormat.super_bytes;
+  for (int half = 0; half < 2; ++half) {
+    __m256 minima[kBlocks];
+#pragma GCC unroll 8
+    for (int b = 0; b < kBlocks; ++b) {
+      minima[b] = WidenU8(blocks + static_cast<size_t>(b) * BlockBytes(kFormat) + 16 + 8 * half);
+    }
+    const __m256 minimum = WidenF16(reinterpret_cast<const uint16_t*>(super) + 16 + 8 * half);
+    for (int r = 0; r < rows; ++r) {
+      __m256 sum = _mm256_setzero_ps();
+#pragma GCC unroll 8
+      for (int b = 0; b < kBlocks; ++b) {
+        const TileBlock at(tile + static_cast<size_t>(b * rows) * kQuantRowBlockBytes, rows);
+        sum = _mm256_fmadd_ps(minima[b], _mm256_set1_ps(at.numbers[r].sum), sum);
+      }
+      float* a = acc + r * kGroupRows + 8 * half;
+      _mm256_store_ps(a, _mm256_fnmadd_ps(sum, minimum, _mm256_load_ps(a)));
+    }
+  }
+}
+
+// A super-block of a group against the rows of a tile. `tile`: the rows in its first block.
+template <PackedType kType>
+inline void AddSuperBlock(const std::byte* super, const std::byte* tile, int rows, float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  alignas(64) float products[kRowTile * kGroupRows];
+  Clear(products, rows);
+  for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
+    AddBlock<kType>(super + kFormat.super_bytes + static_cast<size_t>(b) * BlockBytes(kFormat),
+                    {tile + static_cast<size_t>(b * rows) * kQuantRowBlockBytes, rows}, products);
+  }
+  const F scale = LoadF16(reinterpret_cast<const uint16_t*>(super));
+  for (int r = 0; r < rows; ++r) {
+    float* a = acc + r * kGroupRows;
+    Store(a, Fma(Load(products + r * kGroupRows), scale, Load(a)));
+  }
+  if constexpr (kFormat.minima) SubtractMinima<kType>(super, tile, rows, acc);
+}
+
+// One group of 16 output rows against the rows of a tile.
+template <PackedType kType>
+void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile, int rows,
+               float* out) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  constexpr bool kSuper = kFormat.super_bytes != 0;
+  constexpr size_t kStep = kSuper ? kSuperBlock : kQuantBlock;  // columns
+  alignas(64) float acc[kRowTile * kGroupRows];
+  Clear(acc, rows);
+  for (size_t column = 0; column < m.columns; column += kStep) {
+    if constexpr (kSuper) {
+      AddSuperBlock<kType>(weights, tile, rows, acc);
+    } else {
+      AddBlock<kType>(weights, {tile, rows}, acc);
+    }
+    weights += PackedGroupBytes(kType, kStep);
+    tile += QuantTileBytes(static_cast<size_t>(rows), kStep);
+  }
+  for (int r = 0; r < rows; ++r, out += m.out_stride) {
+    const F sum = Load(acc + r * kGroupRows);
+    Store(out, m.add ? Add(sum, Load(out)) : sum);
   }
 }
 
@@ -256,11 +304,7 @@ void QuantMatMul(const MatMul& m) {
     for (int row = 0; row < m.rows; row += kRowTile, tile += tile_bytes) {
       const int rows = m.rows - row < kRowTile ? m.rows - row : kRowTile;
       float* out = m.out + static_cast<size_t>(row) * m.out_stride + group * kGroupRows;
-      for (int half = 0; half < 2; ++half) {
-        int r = 0;
-        for (; r + 4 <= rows; r += 4) AnyTile<kType, 4>(m, weights, tile, rows, r, half, out);
-        for (; r < rows; ++r) AnyTile<kType, 1>(m, weights, tile, rows, r, half, out);
-      }
+      QuantTile<kType>(m, weights, tile, rows, out);
     }
   }
 }
