@@ -7,6 +7,10 @@
 // takes; then, each as median (lowest-highest) of the rounds: GB/s of weights read for one row,
 // GOP/s for one row, GOP/s for 128 rows. For one row there are more weights than caches hold, for
 // 128 rows they stay there.
+//
+// Then a line for attention over a bf16 cache, of three query heads of 64 dims a kv head: table,
+// "attention", GB/s of keys and values for one row over 512 tokens, GOP/s for one, GOP/s for 32
+// rows that see the same. The cache stays in the core's own.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -32,20 +36,20 @@ constexpr int kGroupsKept = 16;                     // for many
 constexpr const char* kNames[kPackedTypes] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
                                               "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
 
-double SecondsOf(const Kernels& kernels, PackedType type, const MatMul& m, int repeats) {
+template <typename Work>
+double SecondsOf(const Work& work, int repeats) {
   const auto started = std::chrono::steady_clock::now();
-  for (int i = 0; i < repeats; ++i) kernels.matmul[static_cast<int>(type)](m);
+  for (int i = 0; i < repeats; ++i) work();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
 }
 
-// Seconds of one product in each round, ascending.
-std::vector<double> Rounds(const Kernels& kernels, PackedType type, const MatMul& m) {
+// Seconds that `work` takes in each round, ascending.
+template <typename Work>
+std::vector<double> Rounds(const Work& work) {
   int repeats = 1;
-  while (SecondsOf(kernels, type, m, repeats) < kRoundSeconds) repeats *= 2;
+  while (SecondsOf(work, repeats) < kRoundSeconds) repeats *= 2;
   std::vector<double> seconds;
-  for (int i = 0; i < kRounds; ++i) {
-    seconds.push_back(SecondsOf(kernels, type, m, repeats) / repeats);
-  }
+  for (int i = 0; i < kRounds; ++i) seconds.push_back(SecondsOf(work, repeats) / repeats);
   std::sort(seconds.begin(), seconds.end());
   return seconds;
 }
@@ -89,17 +93,62 @@ void Time(const Kernels& kernels, PackedType type) {
   m.out_stride = groups * kGroupRows;
   const double bytes = static_cast<double>(groups * group_bytes);
   const double operations = 2.0 * static_cast<double>(groups * kGroupRows * kColumns);
-  const std::vector<double> alone = Rounds(kernels, type, m);
+  const auto multiply = [&] { kernels.matmul[static_cast<int>(type)](m); };
+  const std::vector<double> alone = Rounds(multiply);
   m.x_quant = many.data();
   m.rows = slow ? kRowTile : kManyRows;
   m.groups = kGroupsKept;
   m.out_stride = kGroupsKept * kGroupRows;
-  const std::vector<double> together = Rounds(kernels, type, m);
+  const std::vector<double> together = Rounds(multiply);
   std::printf("%s\t%s\t%.4f", kernels.name, kNames[static_cast<int>(type)],
               8.0 * static_cast<double>(group_bytes) / (kGroupRows * kColumns));
   Print(alone, bytes);
   Print(alone, operations);
   Print(together, 2.0 * m.rows * kGroupsKept * kGroupRows * kColumns);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+void TimeAttention(const Kernels& kernels) {
+  constexpr uint32_t kTokens = 512;
+  constexpr int kHeads = 3, kDim = 64,
+                kRows = 32;  // kv heads and query heads each; the first's are timed
+  constexpr uint32_t kBlockTokens = 16;
+  constexpr size_t kTokenBytes = kHeads * kDim * sizeof(uint16_t);
+  constexpr size_t kHalfBytes = kBlockTokens * kTokenBytes;
+  std::vector<float> numbers(kTokens *
+                             kTokenBytes);  // two bf16 numbers to each byte of a token's K
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i % 61) / 61 - 0.5f;
+  std::vector<uint16_t> cache(numbers.size());
+  kernels.to_bf16(numbers.data(), numbers.size(), cache.data());
+  std::vector<const std::byte*> blocks;
+  for (size_t at = 0; at < kTokens / kBlockTokens; ++at) {
+    blocks.push_back(reinterpret_cast<const std::byte*>(cache.data()) + at * 2 * kHalfBytes);
+  }
+  std::vector<float> queries(kRows * kHeads * kDim), out(queries.size());
+  for (size_t i = 0; i < queries.size(); ++i) queries[i] = static_cast<float>(i % 53) / 53 - 0.5f;
+  std::vector<float> scratch(AttentionScratchFloats(kRows * kHeads, kDim));
+  std::vector<uint32_t> limits(kRows * kHeads, kTokens);
+  Attention a;
+  a.queries = queries.data();
+  a.limits = limits.data();
+  a.out = out.data();
+  a.head_dim = a.padded_dim = kDim;
+  a.blocks = blocks.data();
+  a.block_tokens = kBlockTokens;
+  a.token_bytes = kTokenBytes;
+  a.value_offset = kHalfBytes;
+  a.scratch = scratch.data();
+  const auto rounds = [&](int rows) {
+    a.count = rows * kHeads;
+    return Rounds([&] { kernels.attention(a); });
+  };
+  const double operations = 4.0 * kTokens * kHeads * kDim;
+  std::printf("%s\tattention", kernels.name);
+  const std::vector<double> alone = rounds(1);
+  Print(alone, 2.0 * kTokens * kDim * sizeof(uint16_t));
+  Print(alone, operations);
+  Print(rounds(kRows), operations * kRows);
   std::printf("\n");
   std::fflush(stdout);
 }
@@ -120,6 +169,7 @@ int Main(int argc, char** argv) {
   }
   for (const Kernels* kernels : tables) {
     for (int type = 0; type < kPackedTypes; ++type) Time(*kernels, static_cast<PackedType>(type));
+    TimeAttention(*kernels);
   }
   return 0;
 }

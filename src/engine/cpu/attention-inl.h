@@ -37,14 +37,14 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
   const int length = padded_dim / Operands::kNumbers;
   for (int step = 0; step < length; ++step) {
     const int at = Operands::Index(step);
-    F k[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) k[v] = Load(keys + at * kAttentionTile + 16 * v);
+    for (int v = 0; v < kVectors; ++v) {
+      const F k = Load(keys + at * kAttentionTile + 16 * v);
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) {
-      const F x = Splat(queries[q * length + at]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(x, k[v], acc[q][v]);
+      for (int q = 0; q < kQueries; ++q) {
+        acc[q][v] = Operands::Product(Splat(queries[q * length + at]), k, acc[q][v]);
+      }
+      Forget(queries);
     }
   }
 #pragma GCC unroll 4
@@ -109,16 +109,14 @@ struct StoreTo {
 template <typename Operands>
 constexpr int kLineVectors = 4 / Operands::Cache::kBytes;
 
-// The values of kVectors vectors of dims from `dim` on. Where two vectors come cheaper with their
-// dims in another order, the sums over them have that order until InOrder.
+// Vector v of the kVectors vectors of values whose dims begin at `dim`. Where two vectors come
+// cheaper with their dims in another order, the sums over them have that order until InOrder.
 template <int kVectors, typename Values>
-inline void LoadValues(const Values& values, int at, int dim, F (&x)[kVectors]) {
+[[gnu::always_inline]] inline F ValueAt(const Values& values, int at, int dim, int v) {
   if constexpr (Values::kTurned && kVectors % 2 == 0) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v += 2) values.Turned(at, dim + 16 * v, x[v], x[v + 1]);
+    return v % 2 == 0 ? values.Front(at, dim + 16 * v) : values.Rear(at, dim + 16 * (v - 1));
   } else {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = values.At(at, dim + 16 * v);
+    return values.At(at, dim + 16 * v);
   }
 }
 template <typename Values, int kVectors>
@@ -145,13 +143,14 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
   for (int step = 0; step < common * kSteps; ++step) {
     const int at = Operands::Index(step);
     for (int v = 0; v < kVectors; v += kLineVectors<Operands>) values.Prefetch(at, dim + 16 * v);
-    F x[kVectors];
-    LoadValues(values, at, dim, x);
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) {
-      const F w = Splat(weights[q * kAttentionTile + at]);
+    for (int v = 0; v < kVectors; ++v) {
+      const F x = ValueAt<kVectors>(values, at, dim, v);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(w, x[v], acc[q][v]);
+      for (int q = 0; q < kQueries; ++q) {
+        acc[q][v] = Operands::Product(Splat(weights[q * kAttentionTile + at]), x, acc[q][v]);
+      }
+      Forget(weights);
     }
   }
 #pragma GCC unroll 4
@@ -160,17 +159,19 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
     for (; step < visible[q] / 2 * kSteps; ++step) {
       const int at = Operands::Index(step);
       const F w = Splat(weights[q * kAttentionTile + at]);
-      F x[kVectors];
-      LoadValues(values, at, dim, x);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::Product(w, x[v], acc[q][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        const F x = ValueAt<kVectors>(values, at, dim, v);
+        acc[q][v] = Operands::Product(w, x, acc[q][v]);
+      }
     }
     if (visible[q] % 2 != 0) {
       const F w = Splat(weights[q * kAttentionTile + step]);
-      F x[kVectors];
-      LoadValues(values, step, dim, x);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[q][v] = Operands::AddLone(w, x[v], acc[q][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        const F x = ValueAt<kVectors>(values, step, dim, v);
+        acc[q][v] = Operands::AddLone(w, x, acc[q][v]);
+      }
     }
     InOrder<Values>(acc[q]);
 #pragma GCC unroll 4
@@ -181,9 +182,10 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
 template <typename Operands, int kQueries, typename Values, typename Sink>
 inline void ValueTiles(const float* weights, const Values& values, const int* visible, int common,
                        int padded_dim, const Sink& sink) {
+  constexpr int kMost = TileVectors(kQueries);
   int dim = 0;
-  for (; dim + 16 * kTileVectors <= padded_dim; dim += 16 * kTileVectors) {
-    ValueTile<Operands, kQueries, kTileVectors>(weights, values, dim, visible, common, sink);
+  for (; dim + 16 * kMost <= padded_dim; dim += 16 * kMost) {
+    ValueTile<Operands, kQueries, kMost>(weights, values, dim, visible, common, sink);
   }
   for (; dim < padded_dim; dim += 16) {
     ValueTile<Operands, kQueries, 1>(weights, values, dim, visible, common, sink);
@@ -259,13 +261,14 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
   for (; v < direct && v < vectors; ++v) {
     ScoreGroup<Operands, kQueries>(a, tile, next, 16 * v, queries, scores);
   }
+  constexpr int kMost = TileVectors(kQueries);
   while (v < vectors) {
     const float* k = keys + 16 * v;
     float* out = scores + 16 * v;
-    if (kTileVectors == 4 && vectors - v > 2 && v == 0) {
+    if (kMost == 4 && vectors - v > 2 && v == 0) {
       ScoreTile<Operands, kQueries, 4>(queries, dim, k, out);
       v += 4;
-    } else if (vectors - v > 1) {
+    } else if (kMost > 1 && vectors - v > 1) {
       ScoreTile<Operands, kQueries, 2>(queries, dim, k, out);
       v += 2;
     } else {
@@ -375,15 +378,16 @@ void AttendOver(const Attention& a) {
     PrefetchTokens<Cache>(a, next, keys_in_place ? tile.count : 0);
     Operands::PackKeys(a, tile, 16 * direct, keys);
     if (!in_place) Operands::PackValues(a, tile, values);
-    for (int q = start; q < a.count; q += kTileQueries) {
-      const int count = a.count - q < kTileQueries ? a.count - q : kTileQueries;
+    const int together = in_place ? kTileQueries : kManyQueries;
+    for (int q = start; q < a.count; q += together) {
+      const int count = a.count - q < together ? a.count - q : together;
       if (in_place) {
         const typename Operands::CachedValues cached{tile, next, a.value_offset};
         QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, cached,
                                            scores, state);
       } else {
         const PackedValues packed{values, a.padded_dim};
-        QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, packed,
+        QueryTiles<Operands, kManyQueries>(count, a, tile, next, direct, q, queries, keys, packed,
                                            scores, state);
       }
     }

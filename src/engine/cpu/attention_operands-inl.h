@@ -83,19 +83,10 @@ inline F LoadDims(const std::byte* p, int dim, int head_dim) {
 }
 
 // Thirty-two dims of sixteen tokens, as pairs: k[i] has dims dim + 2i and dim + 2i + 1 of all
-// tokens; zeros past the last one.
-inline void TurnPairs(const Attention& a, const TileTokens& tile, int t, int dim, F (&k)[16]) {
-  const int lanes = tile.count - t;
-  const auto load = [&](int i) {
-    return Load(reinterpret_cast<const float*>(tile.at[t + i] + a.key_offset + 2 * dim));
-  };
-  if (lanes >= 16) {
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) k[i] = load(i);
-  } else {
-    for (int i = 0; i < 16; ++i) k[i] = i < lanes ? load(i) : Zero();
-  }
-  Transpose(k);
+// tokens. Lanes past the last token have its.
+[[gnu::always_inline]] inline void TurnPairs(const Attention& a, const TileTokens& tile, int t,
+                                             int dim, F (&k)[16]) {
+  LoadTransposed(tile.at + t, a.key_offset + 2 * static_cast<size_t>(dim), k);
 }
 
 // What the products of a tile are made of, and how. Both kinds run over steps: `Index` is the place
@@ -117,8 +108,8 @@ struct FloatOperands {
       Store(out + d, kRounds ? RoundBf16(x) : x);
     }
   }
-  // keys: [dim][64 tokens], from the group of 16 tokens at `t` on; lanes of a vector past the last
-  // token are zero.
+  // keys: [dim][64 tokens], from the group of 16 tokens at `t` on. What the lanes of a vector past
+  // the last token have is never used.
   static void PackKeys(const Attention& a, const TileTokens& tile, int t, float* keys) {
     for (; t < tile.count; t += 16) {
       int dim = 0;
@@ -155,11 +146,20 @@ struct FloatOperands {
   }
   // Values where the cache has them. Whole vectors only.
   struct CachedValues {
-    static constexpr bool kTurned = false;
+    static constexpr bool kTurned = kRounds;
     const TileTokens& tile;
     const TileTokens& next;
     size_t offset;
     F At(int t, int dim) const { return Cache::At(tile.at[t] + offset + dim * Cache::kBytes); }
+    // Of 32 dims of bf16 numbers the even ones, and the odd.
+    F Front(int t, int dim) const { return LowBf16(Pairs(t, dim)); }
+    F Rear(int t, int dim) const { return HighBf16(Pairs(t, dim)); }
+    F Pairs(int t, int dim) const {
+      const std::byte* p = tile.at[t] + offset + 2 * dim;
+      Forget(p);
+      return Load(reinterpret_cast<const float*>(p));
+    }
+    static void TurnBack(F& even, F& odd) { Interleave(even, odd); }
     // Of the next tile, half of what At reads of this one.
     void Prefetch(int t, int dim) const {
       if (kPrefetchesLines<Cache> && t % 2 == 0) {

@@ -58,8 +58,8 @@ inline void Unpack(const std::byte* block, __m256i (&w)[kVectors<kType>]) {
   }
 }
 
-// Holds a value where it is computed: the compiler would regroup the additions, for which there are
-// not the registers.
+// The additions stay in their order: regrouped by the compiler they need more registers than there
+// are.
 inline void Pin(__m256i& value) { __asm__("" : "+x"(value)); }
 
 // The sums over kSteps steps of the products of kRows activation rows. They advance together: one

@@ -82,15 +82,17 @@ struct PairOperands {
     F At(int pair, int dim) const {
       return InterleaveBf16(tile.at[2 * pair] + offset, tile.at[2 * pair + 1] + offset, dim);
     }
-    // Of 32 dims, two instructions instead of eight: of each eight dims the first four in `low`,
-    // the others in `high`.
-    void Turned(int pair, int dim, F& low, F& high) const {
-      const std::byte* first = tile.at[2 * pair] + offset + 2 * dim;
-      const std::byte* second = tile.at[2 * pair + 1] + offset + 2 * dim;
-      const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
-      low = {_mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b))};
-      high = {_mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b))};
+    // Of 32 dims, two instructions instead of eight: of each eight dims the first four, or the
+    // rest.
+    F Front(int pair, int dim) const {
+      return {
+          _mm512_castsi512_ps(_mm512_unpacklo_epi16(Line(2 * pair, dim), Line(2 * pair + 1, dim)))};
     }
+    F Rear(int pair, int dim) const {
+      return {
+          _mm512_castsi512_ps(_mm512_unpackhi_epi16(Line(2 * pair, dim), Line(2 * pair + 1, dim)))};
+    }
+    __m512i Line(int t, int dim) const { return _mm512_loadu_si512(tile.at[t] + offset + 2 * dim); }
     static void TurnBack(F& low, F& high) {
       const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
       const __m512i rear = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -98,9 +100,7 @@ struct PairOperands {
       low = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, front, b))};
       high = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, rear, b))};
     }
-    void Prefetch(int pair, int dim) const {
-      PrefetchLine(next, 2 * pair, offset + 2 * dim);
-    }
+    void Prefetch(int pair, int dim) const { PrefetchLine(next, 2 * pair, offset + 2 * dim); }
   };
   static F AddLone(F weights, F values, F sum) { return PairFma(weights, KeepLow(values), sum); }
   // The processor's rounding is RoundBf16's but for subnormal numbers, which weights never are.

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -13,12 +14,18 @@ struct F {
   __m256 lo, hi;
 };
 
-constexpr int kTileQueries = 2;
-constexpr int kTileVectors = 2;
-constexpr bool kTransposesInRegisters = false;  // 16 vectors and what goes with them
+constexpr int kTileQueries = 4;
+constexpr int kManyQueries = 3;
+constexpr int TileVectors(int queries) { return queries == 4 ? 1 : 2; }
+constexpr bool kTransposesInRegisters = true;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
 
+// What `p` points to is loaded anew, not kept: there are not the registers.
+template <typename T>
+inline void Forget(const T*& p) {
+  __asm__ volatile("" : "+r"(p));
+}
 inline F Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F Splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -136,7 +143,7 @@ inline void Transpose8(__m256 (&r)[8]) {
     r[4 + j] = _mm256_permute2f128_ps(u[j], u[4 + j], 0x31);
   }
 }
-inline void Transpose(F (&rows)[16]) {
+[[gnu::always_inline]] inline void Transpose(F (&rows)[16]) {
   __m256 a[8], b[8], c[8], d[8];
   for (int i = 0; i < 8; ++i) {
     a[i] = rows[i].lo;
@@ -154,6 +161,41 @@ inline void Transpose(F (&rows)[16]) {
   }
 }
 
+// Sixteen rows of floats, each at rows[i] + offset, transposed. Eight by eight, each as it comes:
+// there are the registers for no more.
+inline void Load8(const std::byte* const* rows, size_t offset, __m256 (&out)[8]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    out[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(rows[i] + offset));
+  }
+  Transpose8(out);
+}
+[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
+                                                  F (&out)[16]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256 lo[8], hi[8];
+    Forget(rows);
+    Load8(rows, offset + 32 * half, lo);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) out[8 * half + i].lo = lo[i];
+    Forget(rows);
+    Load8(rows + 8, offset + 32 * half, hi);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) out[8 * half + i].hi = hi[i];
+  }
+}
+
+// The lanes of `even` and `odd` in turns: the first sixteen, then the others.
+inline void InterleaveHalf(__m256 even, __m256 odd, F& out) {
+  const __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+  out = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
+}
+inline void Interleave(F& even, F& odd) {
+  const F e = even, o = odd;
+  InterleaveHalf(e.lo, o.lo, even);
+  InterleaveHalf(e.hi, o.hi, odd);
+}
 }  // namespace
 }  // namespace antiphon::engine::cpu
 

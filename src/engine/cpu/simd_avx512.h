@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -14,11 +15,14 @@ struct F {
 };
 
 constexpr int kTileQueries = 4;
-constexpr int kTileVectors = 4;
+constexpr int kManyQueries = 4;
+constexpr int TileVectors(int) { return 4; }
 constexpr bool kTransposesInRegisters = true;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 4;
 constexpr int kFloatGroups = 4;
 
+template <typename T>
+inline void Forget(const T*&) {}  // there are registers enough
 inline F Zero() { return {_mm512_setzero_ps()}; }
 inline F Splat(float x) { return {_mm512_set1_ps(x)}; }
 inline F Load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -89,7 +93,7 @@ inline float MaxOf(F a) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-inline void Transpose(F (&rows)[16]) {
+[[gnu::always_inline]] inline void Transpose(F (&rows)[16]) {
   __m512 t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -117,6 +121,22 @@ inline void Transpose(F (&rows)[16]) {
   }
 }
 
+// Sixteen rows of floats, each at rows[i] + offset, transposed.
+[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
+                                                  F (&out)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) out[i] = Load(reinterpret_cast<const float*>(rows[i] + offset));
+  Transpose(out);
+}
+// The lanes of `even` and `odd` in turns: the first sixteen, then the others.
+inline void Interleave(F& even, F& odd) {
+  const __m512i front = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i rear =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const __m512 e = even.v, o = odd.v;
+  even.v = _mm512_permutex2var_ps(e, front, o);
+  odd.v = _mm512_permutex2var_ps(e, rear, o);
+}
 }  // namespace
 }  // namespace antiphon::engine::cpu
 

@@ -5,6 +5,7 @@
 
 #include <arm_neon.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -16,7 +17,8 @@ struct F {
 
 // 16 accumulators in the products, 8 vectors of the other operand: 24 of the 32 registers.
 constexpr int kTileQueries = 2;
-constexpr int kTileVectors = 2;
+constexpr int kManyQueries = 2;
+constexpr int TileVectors(int) { return 2; }
 constexpr bool kTransposesInRegisters = false;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
@@ -26,6 +28,8 @@ constexpr int kFloatGroups = 2;
   _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i) r.v[i] = (expr); \
   return r
 
+template <typename T>
+inline void Forget(const T*&) {}  // there are registers enough
 inline F Splat(float x) { ANTIPHON_QUARTERS(vdupq_n_f32(x)); }
 inline F Zero() { return Splat(0.0f); }
 inline F Load(const float* p) { ANTIPHON_QUARTERS(vld1q_f32(p + 4 * i)); }
@@ -136,6 +140,24 @@ inline void Transpose(F (&rows)[16]) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) rows[i] = out[i];
+}
+// Sixteen rows of floats, each at rows[i] + offset, transposed.
+[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
+                                                  F (&out)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) out[i] = Load(reinterpret_cast<const float*>(rows[i] + offset));
+  Transpose(out);
+}
+// The lanes of `even` and `odd` in turns: the first sixteen, then the others.
+inline void Interleave(F& even, F& odd) {
+  const F e = even, o = odd;
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    even.v[2 * i] = vzip1q_f32(e.v[i], o.v[i]);
+    even.v[2 * i + 1] = vzip2q_f32(e.v[i], o.v[i]);
+    odd.v[2 * i] = vzip1q_f32(e.v[2 + i], o.v[2 + i]);
+    odd.v[2 * i + 1] = vzip2q_f32(e.v[2 + i], o.v[2 + i]);
+  }
 }
 #undef ANTIPHON_QUARTERS
 

@@ -3,6 +3,7 @@
 #define ANTIPHON_ENGINE_CPU_SIMD_SCALAR_H_
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -13,9 +14,12 @@ struct F {
   float v[16];
 };
 
-// Shape of the register tiles: queries x vectors in attention, rows x groups in float products.
+// Shape of the register tiles. In attention at most kTileQueries queries share a pass, of more than
+// those kManyQueries at a time; each has TileVectors(queries) vectors. In float products rows x
+// groups.
 constexpr int kTileQueries = 2;
-constexpr int kTileVectors = 2;
+constexpr int kManyQueries = 2;
+constexpr int TileVectors(int) { return 2; }
 constexpr bool kTransposesInRegisters = false;  // 16 vectors and what goes with them
 constexpr int kFloatRows = 2;
 constexpr int kFloatGroups = 2;
@@ -25,6 +29,8 @@ constexpr int kFloatGroups = 2;
   for (int i = 0; i < 16; ++i) r.v[i] = (expr); \
   return r
 
+template <typename T>
+inline void Forget(const T*&) {}  // there are registers enough
 inline F Zero() { ANTIPHON_LANES(0.0f); }
 inline F Splat(float x) { ANTIPHON_LANES(x); }
 // Pairs of bf16 numbers are loaded as floats from wherever they lie.
@@ -157,6 +163,21 @@ inline void Transpose(F (&rows)[16]) {
       rows[i].v[j] = rows[j].v[i];
       rows[j].v[i] = t;
     }
+  }
+}
+// Sixteen rows of floats, each at rows[i] + offset, transposed.
+[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
+                                                  F (&out)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) out[i] = Load(reinterpret_cast<const float*>(rows[i] + offset));
+  Transpose(out);
+}
+// The lanes of `even` and `odd` in turns: the first sixteen, then the others.
+inline void Interleave(F& even, F& odd) {
+  const F e = even, o = odd;
+  for (int i = 0; i < 16; ++i) {
+    even.v[i] = i % 2 == 0 ? e.v[i / 2] : o.v[i / 2];
+    odd.v[i] = i % 2 == 0 ? e.v[8 + i / 2] : o.v[8 + i / 2];
   }
 }
 #undef ANTIPHON_LANES
