@@ -100,77 +100,6 @@ inline void SumSteps(const __m256i* w, const std::byte* values, __m256i (&sums)[
   }
 }
 
-inline __m256 WidenU8(const std::byte* p) {
-  return _mm256_cvtepi32_ps(
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
-inline __m256 WidenI8(const std::byte* p) {
-  return _mm256_cvtepi32_ps(
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
-
-// What a block's values are multiplied by, of 8 output rows: in a format without super-blocks the
-// scales and minima, else the scales within the super-block, of kQ6_K those of both halves.
-struct Factors {
-  __m256 first, second;
-};
-template <PackedType kType>
-inline Factors FactorsOf(const std::byte* block, int half) {
-  constexpr QuantFormat kFormat = FormatOf(kType);
-  if constexpr (kType == PackedType::kQ6_K) {
-    return {WidenI8(block + 8 * half), WidenI8(block + 16 + 8 * half)};
-  } else if constexpr (kFormat.super_bytes != 0) {
-    return {WidenU8(block + 8 * half), _mm256_setzero_ps()};
-  } else {
-    const uint16_t* head = reinterpret_cast<const uint16_t*>(block) + 8 * half;
-    return {WidenF16(head), kFormat.minima ? WidenF16(head + 16) : _mm256_setzero_ps()};
-  }
-}
-
-// What kRows activation rows add to their sums with a block's 8 output rows.
-template <PackedType kType, int kRows>
-inline void AddProducts(const __m256i (&w)[kVectors<kType>], const Factors& factors,
-                        const std::byte* values, const QuantNumbers* numbers,
-                        __m256 (&acc)[kRows]) {
-  constexpr QuantFormat kFormat = FormatOf(kType);
-  if constexpr (kType == PackedType::kQ6_K) {
-    __m256i left[kRows], right[kRows];
-    SumSteps<6, 4>(w, values, left);
-    SumSteps<6, 4>(w + 4, values + kQuantBlock / 2, right);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const __m256i offset = _mm256_set1_epi32(numbers[r].half);
-      const __m256i both = _mm256_srai_epi32(_mm256_set1_epi32(numbers[r].offset), 2);
-      left[r] = _mm256_add_epi32(left[r], offset);
-      right[r] = _mm256_add_epi32(right[r], _mm256_sub_epi32(both, offset));
-      __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(left[r]), factors.first);
-      scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(right[r]), factors.second, scaled);
-      acc[r] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(numbers[r].scale), acc[r]);
-    }
-    return;
-  }
-  __m256i sums[kRows];
-  SumSteps<kFormat.bits, 8>(w, values, sums);
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    const __m256 scale = _mm256_set1_ps(numbers[r].scale);
-    if constexpr (kFormat.super_bytes != 0) {
-      acc[r] =
-          _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[r]), factors.first), scale, acc[r]);
-      continue;
-    }
-    if constexpr (!kFormat.minima) {
-      const __m256i offset = _mm256_set1_epi32(numbers[r].offset);
-      sums[r] = _mm256_add_epi32(sums[r], _mm256_srai_epi32(offset, 8 - kFormat.bits));
-    }
-    acc[r] =
-        _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[r]), scale), factors.first, acc[r]);
-    if constexpr (kFormat.minima) {
-      acc[r] = _mm256_fmadd_ps(factors.second, _mm256_set1_ps(numbers[r].sum), acc[r]);
-    }
-  }
-}
-
 // The rows of a tile in one block.
 struct TileBlock {
   TileBlock(const std::byte* tile, int tile_rows)
@@ -183,16 +112,105 @@ struct TileBlock {
   int rows;
 };
 
-// The same of kRows rows from `row` on, whose sums are in memory: acc[row][kGroupRows].
+// The integer sums of a block for the rows of a tile; of kQ6_K those of the halves of the block.
+template <PackedType kType>
+constexpr int kHalves = kType == PackedType::kQ6_K ? 2 : 1;
+template <PackedType kType>
+struct alignas(64) BlockSums {
+  int32_t of[kHalves<kType>][kRowTile][kGroupRows];
+};
+
+// kRows rows from `row` on with 8 output rows.
 template <PackedType kType, int kRows>
-inline void AddRows(const __m256i (&w)[kVectors<kType>], const Factors& factors,
-                    const TileBlock& tile, int row, float* acc) {
-  __m256 sums[kRows];
+inline void SumRows(const __m256i (&w)[kVectors<kType>], const TileBlock& tile, int row, int half,
+                    BlockSums<kType>& sums) {
+  constexpr int kBits = FormatOf(kType).bits;
+  constexpr int kSteps = 8 / kHalves<kType>;
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves<kType>; ++h) {
+    __m256i sum[kRows];
+    SumSteps<kBits, kSteps>(w + kSteps * h, tile.values + row * kQuantBlock + 4 * kSteps * h, sum);
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_load_ps(acc + (row + r) * kGroupRows);
-  AddProducts<kType>(w, factors, tile.values + row * kQuantBlock, tile.numbers + row, sums);
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) _mm256_store_ps(acc + (row + r) * kGroupRows, sums[r]);
+    for (int r = 0; r < kRows; ++r) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&sums.of[h][row + r][8 * half]), sum[r]);
+    }
+  }
+}
+
+// The weights of half the group stay in registers while the rows pass by.
+template <PackedType kType>
+inline void SumBlock(const std::byte* block, const TileBlock& tile, BlockSums<kType>& sums) {
+  constexpr int kTogether = 2;
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256i w[kVectors<kType>];
+    Unpack<kType>(block + 32 * half, w);
+    int row = 0;
+    for (; row + kTogether <= tile.rows; row += kTogether) {
+      SumRows<kType, kTogether>(w, tile, row, half, sums);
+    }
+    for (; row < tile.rows; ++row) SumRows<kType, 1>(w, tile, row, half, sums);
+  }
+}
+
+inline F Widen(const int32_t* sums, int32_t offset) {
+  const __m256i* p = reinterpret_cast<const __m256i*>(sums);
+  const __m256i o = _mm256_set1_epi32(offset);
+  return {_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_load_si256(p), o)),
+          _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_load_si256(p + 1), o))};
+}
+inline F Widen(const int32_t* sums) {
+  const __m256i* p = reinterpret_cast<const __m256i*>(sums);
+  return {_mm256_cvtepi32_ps(_mm256_load_si256(p)), _mm256_cvtepi32_ps(_mm256_load_si256(p + 1))};
+}
+inline __m256 WidenU8x8(const std::byte* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline F WidenU8(const std::byte* p) { return {WidenU8x8(p), WidenU8x8(p + 8)}; }
+inline __m256 WidenI8x8(const std::byte* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline F WidenI8(const std::byte* p) { return {WidenI8x8(p), WidenI8x8(p + 8)}; }
+inline F WidenHalves(const std::byte* p) { return LoadF16(reinterpret_cast<const uint16_t*>(p)); }
+
+// Adds a block's sums to the rows', acc[row][kGroupRows]: of a format with super-blocks, to those
+// of its super-block. Apart from the integer products: the processor looks only so far ahead, and
+// would see too few rows of both.
+template <PackedType kType>
+inline void AddSums(const std::byte* block, const TileBlock& tile, const BlockSums<kType>& sums,
+                    float* acc) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  F first, second;
+  if constexpr (kType == PackedType::kQ6_K) {
+    first = WidenI8(block);
+    second = WidenI8(block + 16);
+  } else if constexpr (kFormat.super_bytes != 0) {
+    first = WidenU8(block);
+  } else {
+    first = WidenHalves(block);
+    if constexpr (kFormat.minima) second = WidenHalves(block + 32);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < tile.rows; ++r) {
+    const QuantNumbers& numbers = tile.numbers[r];
+    float* a = acc + r * kGroupRows;
+    const F scale = Splat(numbers.scale);
+    if constexpr (kType == PackedType::kQ6_K) {
+      const F left = Widen(sums.of[0][r], numbers.half);
+      const F right = Widen(sums.of[1][r], (numbers.offset >> 2) - numbers.half);
+      Store(a, Fma(Fma(right, second, Mul(left, first)), scale, Load(a)));
+    } else if constexpr (kFormat.super_bytes != 0) {
+      Store(a, Fma(Mul(Widen(sums.of[0][r]), first), scale, Load(a)));
+    } else if constexpr (kFormat.minima) {
+      const F products = Fma(Mul(Widen(sums.of[0][r]), scale), first, Load(a));
+      Store(a, Fma(second, Splat(numbers.sum), products));
+    } else {
+      const F sum = Widen(sums.of[0][r], numbers.offset >> (8 - kFormat.bits));
+      Store(a, Fma(Mul(sum, scale), first, Load(a)));
+    }
+  }
 }
 
 // The processor's own prefetching does not look this far, and stops at each page.
@@ -203,23 +221,13 @@ inline void Prefetch(const std::byte* block, size_t bytes) {
   }
 }
 
-// A block of a group against the rows of a tile. The weights of half the group stay in registers
-// while the rows pass by; the rows' sums do not fit beside them.
+// A block of a group against the rows of a tile.
 template <PackedType kType>
 inline void AddBlock(const std::byte* block, const TileBlock& tile, float* acc) {
-  constexpr int kTogether = 2;
+  BlockSums<kType> sums;
   Prefetch(block, BlockBytes(FormatOf(kType)));
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const Factors factors = FactorsOf<kType>(block, half);
-    __m256i w[kVectors<kType>];
-    Unpack<kType>(block + 32 * half, w);
-    int row = 0;
-    for (; row + kTogether <= tile.rows; row += kTogether) {
-      AddRows<kType, kTogether>(w, factors, tile, row, acc + 8 * half);
-    }
-    for (; row < tile.rows; ++row) AddRows<kType, 1>(w, factors, tile, row, acc + 8 * half);
-  }
+  SumBlock<kType>(block, tile, sums);
+  AddSums<kType>(block, tile, sums, acc);
 }
 
 inline void Clear(float* acc, int rows) {
@@ -236,7 +244,7 @@ inline void SubtractMinima(const std::byte* super, const std::byte* tile, int ro
     __m256 minima[kBlocks];
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
-      minima[b] = WidenU8(blocks + static_cast<size_t>(b) * BlockBytes(kFormat) + 16 + 8 * half);
+      minima[b] = WidenU8x8(blocks + static_cast<size_t>(b) * BlockBytes(kFormat) + 16 + 8 * half);
     }
     const __m256 minimum = WidenF16(reinterpret_cast<const uint16_t*>(super) + 16 + 8 * half);
     for (int r = 0; r < rows; ++r) {
@@ -270,10 +278,11 @@ inline void AddSuperBlock(const std::byte* super, const std::byte* tile, int row
   if constexpr (kFormat.minima) SubtractMinima<kType>(super, tile, rows, acc);
 }
 
-// One group of 16 output rows against the rows of a tile.
+// One group of 16 output rows against the rows of a tile. Inlined, so that of one row the sums stay
+// in registers.
 template <PackedType kType>
-void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile, int rows,
-               float* out) {
+[[gnu::always_inline]] inline void QuantTile(const MatMul& m, const std::byte* weights,
+                                             const std::byte* tile, int rows, float* out) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   constexpr bool kSuper = kFormat.super_bytes != 0;
   constexpr size_t kStep = kSuper ? kSuperBlock : kQuantBlock;  // columns
@@ -304,7 +313,11 @@ void QuantMatMul(const MatMul& m) {
     for (int row = 0; row < m.rows; row += kRowTile, tile += tile_bytes) {
       const int rows = m.rows - row < kRowTile ? m.rows - row : kRowTile;
       float* out = m.out + static_cast<size_t>(row) * m.out_stride + group * kGroupRows;
-      QuantTile<kType>(m, weights, tile, rows, out);
+      if (rows == 1) {
+        QuantTile<kType>(m, weights, tile, 1, out);
+      } else {
+        QuantTile<kType>(m, weights, tile, rows, out);
+      }
     }
   }
 }
