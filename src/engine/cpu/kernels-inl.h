@@ -28,16 +28,15 @@ inline void FloatTile(const MatMul& m, const std::byte* weights, size_t group_by
   }
   const float* x = m.x + static_cast<size_t>(row) * m.x_stride;
   for (size_t k = 0; k < m.columns; ++k) {
-    F w[kGroups];
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) {
-      w[g] = LoadWeights::At(weights + static_cast<size_t>(g) * group_bytes + k * column_bytes);
-    }
+      const F w =
+          LoadWeights::At(weights + static_cast<size_t>(g) * group_bytes + k * column_bytes);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const F a = Splat(x[static_cast<size_t>(r) * m.x_stride + k]);
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) acc[r][g] = Fma(w[g], a, acc[r][g]);
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][g] = Fma(w, Splat(x[static_cast<size_t>(r) * m.x_stride + k]), acc[r][g]);
+      }
+      Forget(x);
     }
   }
 #pragma GCC unroll 4

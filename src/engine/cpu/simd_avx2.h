@@ -18,7 +18,7 @@ constexpr int kTileQueries = 4;
 constexpr int kManyQueries = 3;
 constexpr int TileVectors(int queries) { return queries == 4 ? 1 : 2; }
 constexpr bool kTransposesInRegisters = true;  // 16 vectors and what goes with them
-constexpr int kFloatRows = 2;
+constexpr int kFloatRows = 3;
 constexpr int kFloatGroups = 2;
 
 // What `p` points to is loaded anew, not kept: there are not the registers.
