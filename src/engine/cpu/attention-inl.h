@@ -55,8 +55,7 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 }
 
 // The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
-// once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32. Prefetches
-// the same of the next tile, line for line, and the values of every fourth token.
+// once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32.
 template <typename Operands, int kQueries>
 inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTokens& next, int t,
                        const float* queries, float* scores) {
@@ -69,8 +68,7 @@ inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTok
     TurnPairs(a, tile, t, dim, k);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      PrefetchLine(next, t + i, a.key_offset + 2 * dim);
-      if (i % 4 == 3) PrefetchLine(next, t + i, a.value_offset + 2 * dim);
+      Operands::PrefetchBesideScores(a, next, t + i, 2 * static_cast<size_t>(dim));
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         const float* x = queries + q * length + dim / Operands::kNumbers;
@@ -280,7 +278,7 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
   float tile_maxima[kQueries];
   float tile_sums[kQueries];
   for (int q = 0; q < kQueries; ++q) {
-    if (direct > 0) {
+    if (Operands::kPrefetchesBesideSoftmax && direct > 0) {
       constexpr int kFourths = kAttentionTile / 4;
       for (int t = kFourths * q / kQueries; t < kFourths * (q + 1) / kQueries; ++t) {
         for (int byte = 0; byte < 2 * dim; byte += 64) {
@@ -382,7 +380,7 @@ void AttendOver(const Attention& a) {
     for (int q = start; q < a.count; q += together) {
       const int count = a.count - q < together ? a.count - q : together;
       if (in_place) {
-        const typename Operands::CachedValues cached{tile, next, a.value_offset};
+        const typename Operands::CachedValues cached{a, tile, next};
         QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, cached,
                                            scores, state);
       } else {

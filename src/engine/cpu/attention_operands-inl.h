@@ -55,8 +55,8 @@ inline void FindTile(const Attention& a, const std::byte* const* blocks, ptrdiff
 // The line of a token's keys or values at `byte`. A row of one head is a few lines in the midst of
 // its token's others: no prefetcher of the processor's sees the stride in time. To the second-level
 // cache: more lines can be on their way there than to the first. Where too many are, the processor
-// drops a prefetch: a tile's are spread over all that is computed of the tile before it, the keys
-// and a quarter of the values over its scores, a quarter over its softmax, the rest over its sums.
+// drops a prefetch: a tile's are spread over all that is computed of the tile before it, so evenly
+// as its time is spread with each kind of operands.
 inline void PrefetchLine(const TileTokens& tile, int t, size_t byte) {
   __builtin_prefetch(tile.at[t] + byte, 0, 2);
 }
@@ -147,26 +147,35 @@ struct FloatOperands {
   // Values where the cache has them. Whole vectors only.
   struct CachedValues {
     static constexpr bool kTurned = kRounds;
+    const Attention& a;
     const TileTokens& tile;
     const TileTokens& next;
-    size_t offset;
-    F At(int t, int dim) const { return Cache::At(tile.at[t] + offset + dim * Cache::kBytes); }
+    F At(int t, int dim) const {
+      return Cache::At(tile.at[t] + a.value_offset + dim * Cache::kBytes);
+    }
     // Of 32 dims of bf16 numbers the even ones, and the odd.
     F Front(int t, int dim) const { return LowBf16(Pairs(t, dim)); }
     F Rear(int t, int dim) const { return HighBf16(Pairs(t, dim)); }
     F Pairs(int t, int dim) const {
-      const std::byte* p = tile.at[t] + offset + 2 * dim;
+      const std::byte* p = tile.at[t] + a.value_offset + 2 * dim;
       Forget(p);
       return Load(reinterpret_cast<const float*>(p));
     }
     static void TurnBack(F& even, F& odd) { Interleave(even, odd); }
-    // Of the next tile, half of what At reads of this one.
+    // Beside the sums over a tile's values: of the next tile the same values, and the keys of odd
+    // tokens.
     void Prefetch(int t, int dim) const {
-      if (kPrefetchesLines<Cache> && t % 2 == 0) {
-        PrefetchLine(next, t, offset + dim * Cache::kBytes);
-      }
+      if (!kPrefetchesLines<Cache>) return;
+      const size_t byte = static_cast<size_t>(dim) * Cache::kBytes;
+      PrefetchLine(next, t, a.value_offset + byte);
+      if (t % 2 == 1) PrefetchLine(next, t, a.key_offset + byte);
     }
   };
+  // The keys of even ones.
+  static void PrefetchBesideScores(const Attention& a, const TileTokens& next, int t, size_t byte) {
+    if (t % 2 == 0) PrefetchLine(next, t, a.key_offset + byte);
+  }
+  static constexpr bool kPrefetchesBesideSoftmax = false;
   // The product of a pair whose second token is not seen.
   static F AddLone(F weight, F value, F sum) { return Fma(weight, value, Add(sum, Zero())); }
   // Rounds sixteen weights, stores them where the products find them and returns them. Never

@@ -76,11 +76,12 @@ struct PairOperands {
   }
   struct CachedValues {
     static constexpr bool kTurned = true;
+    const Attention& a;
     const TileTokens& tile;
     const TileTokens& next;
-    size_t offset;
     F At(int pair, int dim) const {
-      return InterleaveBf16(tile.at[2 * pair] + offset, tile.at[2 * pair + 1] + offset, dim);
+      return InterleaveBf16(tile.at[2 * pair] + a.value_offset,
+                            tile.at[2 * pair + 1] + a.value_offset, dim);
     }
     // Of 32 dims, two instructions instead of eight: of each eight dims the first four, or the
     // rest.
@@ -92,7 +93,9 @@ struct PairOperands {
       return {
           _mm512_castsi512_ps(_mm512_unpackhi_epi16(Line(2 * pair, dim), Line(2 * pair + 1, dim)))};
     }
-    __m512i Line(int t, int dim) const { return _mm512_loadu_si512(tile.at[t] + offset + 2 * dim); }
+    __m512i Line(int t, int dim) const {
+      return _mm512_loadu_si512(tile.at[t] + a.value_offset + 2 * dim);
+    }
     static void TurnBack(F& low, F& high) {
       const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
       const __m512i rear = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -100,8 +103,17 @@ struct PairOperands {
       low = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, front, b))};
       high = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, rear, b))};
     }
-    void Prefetch(int pair, int dim) const { PrefetchLine(next, 2 * pair, offset + 2 * dim); }
+    // Beside the sums over a tile's values: of the next tile those of even tokens.
+    void Prefetch(int pair, int dim) const {
+      PrefetchLine(next, 2 * pair, a.value_offset + 2 * dim);
+    }
   };
+  // The keys, and the values of every fourth token; those of another fourth beside the softmax.
+  static void PrefetchBesideScores(const Attention& a, const TileTokens& next, int t, size_t byte) {
+    PrefetchLine(next, t, a.key_offset + byte);
+    if (t % 4 == 3) PrefetchLine(next, t, a.value_offset + byte);
+  }
+  static constexpr bool kPrefetchesBesideSoftmax = true;
   static F AddLone(F weights, F values, F sum) { return PairFma(weights, KeepLow(values), sum); }
   // The processor's rounding is RoundBf16's but for subnormal numbers, which weights never are.
   static F StoreWeights(F x, float* weights, int t) {
