@@ -86,7 +86,10 @@ inline F LoadDims(const std::byte* p, int dim, int head_dim) {
 // tokens. Lanes past the last token have its.
 [[gnu::always_inline]] inline void TurnPairs(const Attention& a, const TileTokens& tile, int t,
                                              int dim, F (&k)[16]) {
-  LoadTransposed(tile.at + t, a.key_offset + 2 * static_cast<size_t>(dim), k);
+  const size_t offset = a.key_offset + 2 * static_cast<size_t>(dim);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) k[i] = Load(reinterpret_cast<const float*>(tile.at[t + i] + offset));
+  Transpose(k);
 }
 
 // What the products of a tile are made of, and how. Both kinds run over steps: `Index` is the place

@@ -270,7 +270,7 @@ inline void AddSuperBlock(const std::byte* super, const std::byte* tile, int row
     AddBlock<kType>(super + kFormat.super_bytes + static_cast<size_t>(b) * BlockBytes(kFormat),
                     {tile + static_cast<size_t>(b * rows) * kQuantRowBlockBytes, rows}, products);
   }
-  const F scale = LoadF16(reinterpret_cast<const uint16_t*>(super));
+  const F scale = WidenHalves(super);
   for (int r = 0; r < rows; ++r) {
     float* a = acc + r * kGroupRows;
     Store(a, Fma(Load(products + r * kGroupRows), scale, Load(a)));

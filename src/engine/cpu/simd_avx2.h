@@ -4,7 +4,6 @@
 
 #include <immintrin.h>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -158,31 +157,6 @@ inline void Transpose8(__m256 (&r)[8]) {
   for (int i = 0; i < 8; ++i) {
     rows[i] = {a[i], c[i]};
     rows[8 + i] = {b[i], d[i]};
-  }
-}
-
-// Sixteen rows of floats, each at rows[i] + offset, transposed. Eight by eight, each as it comes:
-// there are the registers for no more.
-inline void Load8(const std::byte* const* rows, size_t offset, __m256 (&out)[8]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    out[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(rows[i] + offset));
-  }
-  Transpose8(out);
-}
-[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
-                                                  F (&out)[16]) {
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    __m256 lo[8], hi[8];
-    Forget(rows);
-    Load8(rows, offset + 32 * half, lo);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) out[8 * half + i].lo = lo[i];
-    Forget(rows);
-    Load8(rows + 8, offset + 32 * half, hi);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) out[8 * half + i].hi = hi[i];
   }
 }
 

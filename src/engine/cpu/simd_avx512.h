@@ -4,7 +4,6 @@
 
 #include <immintrin.h>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -121,13 +120,6 @@ inline float MaxOf(F a) {
   }
 }
 
-// Sixteen rows of floats, each at rows[i] + offset, transposed.
-[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
-                                                  F (&out)[16]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) out[i] = Load(reinterpret_cast<const float*>(rows[i] + offset));
-  Transpose(out);
-}
 // The lanes of `even` and `odd` in turns: the first sixteen, then the others.
 inline void Interleave(F& even, F& odd) {
   const __m512i front = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

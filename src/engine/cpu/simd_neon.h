@@ -5,7 +5,6 @@
 
 #include <arm_neon.h>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace antiphon::engine::cpu {
@@ -140,13 +139,6 @@ inline void Transpose(F (&rows)[16]) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) rows[i] = out[i];
-}
-// Sixteen rows of floats, each at rows[i] + offset, transposed.
-[[gnu::always_inline]] inline void LoadTransposed(const std::byte* const* rows, size_t offset,
-                                                  F (&out)[16]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) out[i] = Load(reinterpret_cast<const float*>(rows[i] + offset));
-  Transpose(out);
 }
 // The lanes of `even` and `odd` in turns: the first sixteen, then the others.
 inline void Interleave(F& even, F& odd) {
