@@ -1,6 +1,7 @@
 #include "engine/cpu/team.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <barrier>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <random>
 #include <string>
 #include <thread>
@@ -17,6 +19,7 @@
 #include "absl/synchronization/blocking_counter.h"
 #include "engine/cpu/look_ahead.h"
 #include "engine/cpu/shares.h"
+#include "engine/cpu/spread.h"
 
 namespace antiphon::engine::cpu {
 namespace {
@@ -188,6 +191,86 @@ TEST(TeamTest, AWaitingThreadHasSomethingToDo) {
   ended.Wait();
   for (const auto& d : done) EXPECT_EQ(d, 1);
   EXPECT_EQ(idle_calls, 5);
+}
+
+cpu_set_t SetOf(std::initializer_list<size_t> cores) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const size_t core : cores) CPU_SET(core, &set);
+  return set;
+}
+
+TEST(SpreadTest, TheNextFreeCoreIsTakenOfThoseAllowed) {
+  EXPECT_EQ(FreeCore(0, SetOf({0}), SetOf({0, 1})), 1);
+  EXPECT_EQ(FreeCore(1, SetOf({1}), SetOf({0, 1})), 0);
+  EXPECT_EQ(FreeCore(0, SetOf({0, 1, 3}), SetOf({0, 1, 3, 5})), 5);
+  EXPECT_EQ(FreeCore(5, SetOf({5, 7}), SetOf({2, 5, 7})), 2);
+  EXPECT_EQ(FreeCore(0, SetOf({0, 1}), SetOf({0, 1})), -1);
+  EXPECT_EQ(FreeCore(0, SetOf({0}), SetOf({0})), -1);
+  EXPECT_EQ(FreeCore(1023, SetOf({1023}), SetOf({1022, 1023})), 1022);
+}
+
+// Puts the calling thread on a core; all that were allowed stay allowed.
+class OnCore {
+ public:
+  OnCore() {
+    EXPECT_EQ(sched_getaffinity(0, sizeof(allowed_), &allowed_), 0);
+    while (core_ < CPU_SETSIZE && !CPU_ISSET(core_, &allowed_)) ++core_;
+    const cpu_set_t only = SetOf({core_});
+    EXPECT_EQ(sched_setaffinity(0, sizeof(only), &only), 0);
+  }
+  ~OnCore() { Free(); }
+  void Free() const { EXPECT_EQ(sched_setaffinity(0, sizeof(allowed_), &allowed_), 0); }
+  size_t core() const { return core_; }
+  const cpu_set_t& allowed() const { return allowed_; }
+
+ private:
+  cpu_set_t allowed_;
+  size_t core_ = 0;
+};
+
+TEST(SpreadTest, AThreadLeavesACoreThatItShares) {
+  Spread spread(3);
+  const OnCore on_core;
+  if (CPU_COUNT(&on_core.allowed()) < 2) GTEST_SKIP() << "one core";
+  EXPECT_FALSE(spread.LeaveSharedCore(1)) << "nobody has said where he is";
+  spread.Note(0);
+  EXPECT_FALSE(spread.LeaveSharedCore(0)) << "alone";
+  spread.Note(1);
+  EXPECT_FALSE(spread.LeaveSharedCore(1)) << "it may not go";
+  on_core.Free();
+  EXPECT_TRUE(spread.LeaveSharedCore(1));
+  EXPECT_FALSE(spread.LeaveSharedCore(0)) << "the other is as good as gone";
+  cpu_set_t now;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(now), &now), 0);
+  EXPECT_TRUE(CPU_EQUAL(&now, &on_core.allowed())) << "and may go on to any";
+}
+
+TEST(TeamTest, AThreadThatWaitsLeavesACoreThatItShares) {
+  std::vector<size_t> before(2), waiting(2);
+  std::atomic<bool> seen{false}, one_core{false};
+  absl::BlockingCounter ended(2);
+  Team* self = nullptr;
+  Team team(2, "test", 0, [&](int thread) {
+    const OnCore on_core;
+    one_core = CPU_COUNT(&on_core.allowed()) < 2;
+    self->Barrier();  // both are there, and may not leave
+    on_core.Free();
+    before[static_cast<size_t>(thread)] = on_core.core();
+    // Thread 0 sleeps: nothing but the team moves the other.
+    while (thread == 0 && !seen) usleep(1000);
+    self->Barrier([&] {
+      if (!seen) waiting[1] = static_cast<size_t>(sched_getcpu());
+      seen = true;
+      return false;
+    });
+    ended.DecrementCount();
+  });
+  self = &team;
+  team.StartRound();
+  ended.Wait();
+  if (one_core) GTEST_SKIP() << "one core";
+  EXPECT_NE(waiting[1], before[1]);
 }
 
 TEST(LookAheadTest, FetchesInOrderAFewLinesAtATime) {

@@ -16,6 +16,8 @@ namespace {
 // spread, shorter than a scheduler's slice.
 constexpr int kSpins = 200;
 
+thread_local int thread_of_team = 0;
+
 // Calls idle() until that returns false, spins for a little while, then sleeps. Whoever stores the
 // value notifies.
 template <typename T, typename Ready, typename Idle>
@@ -80,7 +82,7 @@ void AwaitAtLeast(const std::atomic<uint32_t>& value, uint32_t least) {
 }
 
 Team::Team(int threads, const std::string& name, int nice, std::function<void(int)> round)
-    : size_(std::max(threads, 1)), round_body_(std::move(round)), shares_(size_) {
+    : size_(std::max(threads, 1)), round_body_(std::move(round)), shares_(size_), spread_(size_) {
   threads_.reserve(static_cast<size_t>(size_));
   for (int i = 0; i < size_; ++i) {
     threads_.emplace_back(name + std::to_string(i), [this, i, nice] {
@@ -103,6 +105,7 @@ void Team::StartRound() {
 }
 
 void Team::Work(int thread) {
+  thread_of_team = thread;
   int seen = 0;
   while (true) {
     round_.wait(seen, std::memory_order_acquire);
@@ -118,6 +121,7 @@ void Team::Barrier(absl::FunctionRef<bool()> idle) {
     return;
   }
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  spread_.Note(thread_of_team);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     next_.store(0, std::memory_order_relaxed);
     arrived_.store(0, std::memory_order_relaxed);
@@ -125,6 +129,7 @@ void Team::Barrier(absl::FunctionRef<bool()> idle) {
     phase_.notify_all();
     return;
   }
+  spread_.LeaveSharedCore(thread_of_team);
   AwaitValue(
       phase_, [phase](uint32_t now) { return now != phase; }, idle);
 }

@@ -1,7 +1,8 @@
 // Threads that go through one round of work together, phase by phase.
 //
 // Between rounds the threads sleep. Inside a round they meet at barriers: a thread that arrives
-// early spins for a few microseconds and then sleeps, so that a shared core is not burnt.
+// early spins for a few microseconds and then sleeps, so that a shared core is not burnt; one that
+// shares its core with another of the team moves to a free one first.
 #ifndef ANTIPHON_ENGINE_CPU_TEAM_H_
 #define ANTIPHON_ENGINE_CPU_TEAM_H_
 
@@ -13,6 +14,7 @@
 #include "absl/functional/function_ref.h"
 #include "common/thread.h"
 #include "engine/cpu/shares.h"
+#include "engine/cpu/spread.h"
 
 namespace antiphon::engine::cpu {
 
@@ -77,6 +79,7 @@ class Team {
   alignas(64) std::atomic<int> round_{0};
   std::atomic<bool> stopping_{false};
   Shares shares_;
+  Spread spread_;
   std::vector<Thread> threads_;
 };
 
