@@ -90,18 +90,30 @@ void Dispatcher::Perform(const RequestId& request, Running& running) {
     running.sink->OnIntervals(intervals);
     intervals.clear();
   }
-  for (Output& output : running.exchange->TakeOutputs()) {
+  std::vector<Output> outputs = running.exchange->TakeOutputs();
+  // What the conductor learns for its books comes after what a client waits for.
+  std::vector<ToCluster> reports;
+  bool done = false;
+  for (Output& output : outputs) {
     if (auto* cluster = std::get_if<ToCluster>(&output)) {
-      PerformOnCluster(request, running, cluster->choice, cluster->action);
+      if (std::holds_alternative<Report>(cluster->action)) {
+        reports.push_back(std::move(*cluster));
+      } else {
+        PerformOnCluster(request, running, cluster->choice, cluster->action);
+      }
     } else if (auto* delta = std::get_if<ChoiceDelta>(&output)) {
       running.sink->OnDelta(*delta);
     } else if (auto* end = std::get_if<ChoiceEnd>(&output)) {
       running.sink->OnChoiceEnd(*end);
     } else {
       running.sink->OnDone(std::get<RequestEnd>(output), running.exchange.get());
-      return Remove(request);  // it is the last output
+      done = true;
     }
   }
+  for (ToCluster& report : reports) {
+    PerformOnCluster(request, running, report.choice, report.action);
+  }
+  if (done) Remove(request);
 }
 
 void Dispatcher::PerformOnCluster(const RequestId& request, Running& running, uint32_t choice,
