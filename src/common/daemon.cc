@@ -19,6 +19,7 @@
 #include "common/clock.h"
 #include "common/config/flags.h"
 #include "common/logging.h"
+#include "common/memory.h"
 #include "common/net.h"
 #include "common/ops_server.h"
 #include "common/status_macros.h"
@@ -31,6 +32,9 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 // Until it is ready for the first time: a restart takes less than a tick.
 constexpr absl::Duration kStartTick = absl::Milliseconds(10);
+// What starting has left of free memory goes back so long after a daemon is ready: by then the
+// model's parts have gone from the workers to the gateway through all of them.
+constexpr absl::Duration kSettled = absl::Seconds(5);
 // What a service gets beyond its drain deadline before we stop waiting for it.
 constexpr absl::Duration kDrainSlack = absl::Seconds(5);
 
@@ -218,8 +222,15 @@ class Watch {
       } else {
         LogDebug("not ready: {}", reason);
       }
-      was_ready_ |= reason.empty();
+      if (!was_ready_ && reason.empty()) {
+        was_ready_ = true;
+        settled_ = now + kSettled;
+      }
       last_ = reason;
+    }
+    if (now >= settled_) {
+      ReturnFreeMemory();
+      settled_ = absl::InfiniteFuture();
     }
     if (!was_ready_ && now >= next_extension_) {
       NotifySystemd("EXTEND_TIMEOUT_USEC=15000000");
@@ -239,6 +250,7 @@ class Watch {
   const absl::Duration watchdog_;
   std::optional<std::string> last_;
   bool was_ready_ = false;
+  absl::Time settled_ = absl::InfiniteFuture();
   absl::Time next_extension_ = absl::InfinitePast();
   absl::Time next_state_ = absl::InfinitePast();
   absl::Time next_kick_ = absl::InfinitePast();
