@@ -200,6 +200,88 @@ TEST(TinyModelTest, StripsWaitForWhatTheyRead) {
   }
 }
 
+// Of the blocks that chunks write to, when somebody wants them, layer by layer: in strips, in few
+// rows together, and of rows that end a block or do not.
+TEST(TinyModelTest, ChecksumsAreThoseOfTheBytes) {
+  constexpr uint32_t kLayers = 3;
+  const TinyRun run({.type = TensorType::kQ4_0, .layers = kLayers});
+  const std::vector<uint32_t> tokens = Tokens(400);
+  struct Part {
+    size_t sequence;
+    uint32_t start, end;
+    bool wanted;
+  };
+  const std::vector<std::vector<Part>> steps = {
+      {{0, 0, 5, true}},                                          // few rows
+      {{0, 5, 250, true}, {1, 0, 33, false}, {2, 0, 100, true}},  // strips
+      {{0, 250, 251, true}, {1, 33, 50, true}, {2, 100, 101, true}},
+      {{0, 251, 256, true}},
+      {{0, 256, 257, true}, {1, 50, 51, false}},
+      {{1, 51, 400, true}},
+      {{0, 257, 258, false}}};
+  for (const int threads : {1, 2, 3}) {
+    CpuRunnerOptions options{.threads = threads};
+    options.step_tokens_max = 400;
+    const std::unique_ptr<ModelRunner> runner = MakeRunner(run.file.get(), options);
+    ASSERT_NE(runner, nullptr);
+    EXPECT_TRUE(runner->shape().makes_checksums);
+    const KvLayout& layout = runner->layout();
+    std::vector<TestCache> caches(3, TestCache(layout, 1));
+    for (TestCache& cache : caches) cache = TestCache(layout, tokens.size());
+    for (size_t number = 0; number < steps.size(); ++number) {
+      const std::vector<Part>& parts = steps[number];
+      SCOPED_TRACE(testing::Message() << "step " << number << " on " << threads << " threads");
+      Step step;
+      std::vector<std::vector<uint64_t>> sums(parts.size());
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const Part& part = parts[i];
+        const uint32_t first = part.start / layout.block_tokens;
+        SequenceChunk chunk;
+        chunk.tokens = absl::MakeConstSpan(tokens).subspan(part.start, part.end - part.start);
+        chunk.start = part.start;
+        chunk.blocks = caches[part.sequence].blocks();
+        if (part.wanted) sums[i].resize((layout.BlocksFor(part.end) - first) * size_t{kLayers});
+        chunk.checksums = absl::MakeSpan(sums[i]);
+        step.chunks.push_back(chunk);
+      }
+      ASSERT_TRUE(runner->Submit(std::move(step)).ok());
+      // What was there when the engine said that layers were done, and at the end.
+      std::vector<std::pair<uint32_t, std::vector<std::vector<uint64_t>>>> seen;
+      StepProgress progress;
+      while (!progress.finished) {
+        progress = runner->Await(progress, absl::Seconds(60));
+        if (progress.finished) break;
+        std::vector<std::vector<uint64_t>> now;
+        for (const std::vector<uint64_t>& of_chunk : sums) {
+          std::vector<uint64_t>& known = now.emplace_back(of_chunk.size());
+          for (size_t k = 0; k < known.size(); ++k) {
+            if (k % kLayers < progress.layers_done) known[k] = of_chunk[k];
+          }
+        }
+        seen.emplace_back(progress.layers_done, std::move(now));
+      }
+      ASSERT_TRUE(runner->Take().ok());
+      seen.emplace_back(kLayers, sums);
+      for (const auto& [layers, was] : seen) {
+        for (size_t i = 0; i < parts.size(); ++i) {
+          const uint32_t first = parts[i].start / layout.block_tokens;
+          for (size_t k = 0; k < was[i].size(); ++k) {
+            const auto block = first + static_cast<uint32_t>(k / kLayers);
+            const auto layer = static_cast<uint32_t>(k % kLayers);
+            if (layer >= layers) continue;
+            const uint32_t filled =
+                std::min(layout.block_tokens, parts[i].end - block * layout.block_tokens);
+            const std::byte* payload = caches[parts[i].sequence].blocks()[block];
+            EXPECT_EQ(was[i][k],
+                      LayerChecksum(layout, payload + layer * layout.layer_bytes(), filled))
+                << "chunk " << i << ", block " << block << ", layer " << layer << " of " << layers;
+          }
+        }
+      }
+    }
+  }
+}
+
 // Of many rows the last layer computes only those that are asked for, wherever they stand.
 TEST(TinyModelTest, ChunksOfEveryKindShareAStep) {
   const TinyRun run({.type = TensorType::kQ4_0, .layers = 3});

@@ -72,6 +72,7 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   written_ = std::vector<std::atomic<uint32_t>>(strips_max);
   unwritten_ = std::vector<std::atomic<uint32_t>>(s.layers);
   output_rows_.reserve(rows_max);
+  wanted_sums_.reserve(rows_max);
 
   const auto quantised = [](const Matrix& m) {
     return m.packed.has_value() && UsesQuantisedActivations(*m.packed);
@@ -111,11 +112,29 @@ void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& o
   if (!strips_.empty()) {
     RunStrips(team, thread, on_layer);
   } else {
-    for (uint32_t layer = 0; layer < weights_->shape.layers; ++layer) {
-      if (!RunLayer(team, thread, layer, on_layer)) return;
+    const uint32_t layers = weights_->shape.layers;
+    const std::function<void(uint32_t)> later = [](uint32_t) {};
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      if (!RunLayer(team, thread, layer, wanted_sums_.empty() ? on_layer : later)) return;
+    }
+    if (!wanted_sums_.empty()) {
+      const int sums = static_cast<int>(wanted_sums_.size() * layers);
+      team.ForEach(sums, 8, [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) {
+          const auto at = static_cast<uint32_t>(i);
+          SumBlock(at % layers, at / layers);
+        }
+      });
+      if (thread == 0) on_layer(layers);
     }
   }
   Output(team, thread);
+}
+
+void Forward::SumBlock(uint32_t layer, size_t index) {
+  const WantedSums& wanted = wanted_sums_[index];
+  wanted.sums[layer] =
+      LayerChecksum(layout_, wanted.payload + layer * layout_.layer_bytes(), wanted.tokens);
 }
 
 void Forward::Fail(absl::Status why) {

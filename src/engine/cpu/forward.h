@@ -35,8 +35,9 @@ class Forward {
 
   // `step` is valid; its spans must stay until Run has ended.
   void Prepare(Step step);
-  // `on_layer(n)` is called when K and V of layers [0, n) are written, by all ranks: on any thread,
-  // and by two of them perhaps at once and in the wrong order.
+  // `on_layer(n)` is called when K and V of layers [0, n) are written, by all ranks, and so are the
+  // checksums that chunks ask for: on any thread, and by two of them perhaps at once and in the
+  // wrong order. Not every n comes. With a `comm` no checksums are made.
   void Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
   // On thread 0, at its beginning or in Run: the step ends early, for ever.
   void Fail(absl::Status why);
@@ -106,6 +107,13 @@ class Forward {
     size_t first_task, end_task;
     size_t shown;  // the first row from first_row on whose logits are wanted, of all rows
   };
+  // A block whose checksums are wanted, and the last row of the step that writes to it.
+  struct WantedSums {
+    const std::byte* payload;
+    uint64_t* sums;  // [layer]
+    uint32_t tokens;
+    size_t last_row;
+  };
   // A row whose logits are wanted.
   struct OutputRow {
     uint32_t row;
@@ -140,12 +148,15 @@ class Forward {
 
   void Embed(Team& team);
   // All rows through all layers, a strip at a time (forward_strips.cc).
+  // Of a layer of wanted_sums_[index].
+  void SumBlock(uint32_t layer, size_t index);
   void RunStrips(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
   // A layer up to its keys and values.
   void FrontHalf(int thread, uint32_t layer, const Strip& strip);
   // The rest of it, of the strip's rows from `first_row` on.
   void BackHalf(int thread, uint32_t layer, const Strip& strip, size_t first_row);
   // Until `strip` and those ahead of it have written keys and values of `layers` layers.
+  void SumStrip(uint32_t layer, const Strip& strip);
   void AwaitStrips(uint32_t layers, size_t strip);
   void MultiplyStrip(int thread, const Operand& operand, const Product& product, size_t rows);
   // In the thread's own part of the buffers.
@@ -207,6 +218,7 @@ class Forward {
   void RotateQueries(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads, float* q);
   void StoreHeads(uint32_t layer, size_t row, uint32_t first_head, uint32_t heads);
   void PlanAttention();
+  void PlanSums(const SequenceChunk& chunk, size_t first_row);
   void PlanStrips();
   int HeadTasks() const;
   // Late rows see the most: they go first, so that the last tasks are short.
@@ -252,6 +264,7 @@ class Forward {
   std::vector<std::atomic<uint32_t>> written_;    // layers whose K and V a strip has written
   std::vector<std::atomic<uint32_t>> unwritten_;  // strips that have yet to write a layer's
   std::vector<OutputRow> output_rows_;
+  std::vector<WantedSums> wanted_sums_;  // in the order of their rows
   bool writes_apart_ = true;  // rows write to the cache before any attends, not each as it attends
   absl::Status status_;
   std::atomic<bool> failed_{false};  // written before a barrier, read behind it

@@ -19,6 +19,7 @@ void Forward::Prepare(Step step) {
   rows_.clear();
   attention_tasks_.clear();
   output_rows_.clear();
+  wanted_sums_.clear();
   for (uint32_t c = 0; c < step_.chunks.size(); ++c) {
     const SequenceChunk& chunk = step_.chunks[c];
     const uint32_t first = static_cast<uint32_t>(rows_.size());
@@ -33,6 +34,7 @@ void Forward::Prepare(Step step) {
     for (uint32_t i = 0; i < count; i += kAttentionRows) {
       attention_tasks_.push_back({c, first + i, std::min(kAttentionRows, count - i)});
     }
+    if (comm_ == nullptr && !chunk.checksums.empty()) PlanSums(chunk, first);
     result_.chunks[c].sequence = chunk.sequence;
     if (chunk.want_logits && weights_->shard.rank == 0) {
       result_.chunks[c].logits.resize(size_t{count} * weights_->shape.vocab);
@@ -42,6 +44,18 @@ void Forward::Prepare(Step step) {
   writes_apart_ = rows_.size() != step_.chunks.size() || padded_dim_ != weights_->shape.head_dim;
   PlanStrips();
   if (strips_.empty()) PlanAttention();
+}
+
+void Forward::PlanSums(const SequenceChunk& chunk, size_t first_row) {
+  const uint32_t size = layout_.block_tokens, first = chunk.start / size;
+  const uint32_t end = chunk.start + static_cast<uint32_t>(chunk.tokens.size());
+  for (uint32_t block = first; block < layout_.BlocksFor(end); ++block) {
+    const uint32_t filled_to = std::min(end, (block + 1) * size);
+    wanted_sums_.push_back({.payload = chunk.blocks[block],
+                            .sums = &chunk.checksums[(block - first) * size_t{layout_.layers}],
+                            .tokens = filled_to - block * size,
+                            .last_row = first_row + filled_to - 1 - chunk.start});
+  }
 }
 
 // A strip ends where a task does. No bit of the result depends on where.

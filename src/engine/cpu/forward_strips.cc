@@ -18,23 +18,35 @@ void Forward::RunStrips(Team& team, int thread, const std::function<void(uint32_
     const uint32_t layer = static_cast<uint32_t>(piece / strips);
     const size_t index = static_cast<size_t>(piece % strips);
     const Strip& strip = strips_[index];
+    const size_t end = strip.first_row + strip.rows;
     if (layer > 0) {
+      AwaitStrips(layer, index);
+      SumStrip(layer - 1, strip);
+      if (unwritten_[layer - 1].fetch_sub(1, std::memory_order_acq_rel) == 1) on_layer(layer);
       // Behind the last layer's keys and values there are only the rows that are asked for.
       const size_t first = layer == layers ? strip.shown : strip.first_row;
-      if (first >= strip.first_row + strip.rows) return;
-      AwaitStrips(layer, index);
+      if (first >= end) return;
       BackHalf(thread, layer - 1, strip, first);
     }
     if (layer == layers) return;
     FrontHalf(thread, layer, strip);
     written_[index].store(layer + 1, std::memory_order_release);
     written_[index].notify_all();
-    if (unwritten_[layer].fetch_sub(1, std::memory_order_acq_rel) == 1) on_layer(layer + 1);
   });
 }
 
 void Forward::AwaitStrips(uint32_t layers, size_t strip) {
   for (size_t i = 0; i <= strip; ++i) AwaitAtLeast(written_[i], layers);
+}
+
+// Of the blocks whose last row is in the strip: the rows ahead of it are written as well.
+void Forward::SumStrip(uint32_t layer, const Strip& strip) {
+  const auto first =
+      std::ranges::lower_bound(wanted_sums_, strip.first_row, {}, &WantedSums::last_row);
+  for (auto it = first; it != wanted_sums_.end() && it->last_row < strip.first_row + strip.rows;
+       ++it) {
+    SumBlock(layer, static_cast<size_t>(it - wanted_sums_.begin()));
+  }
 }
 
 void Forward::FrontHalf(int thread, uint32_t layer, const Strip& strip) {
