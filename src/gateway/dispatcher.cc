@@ -90,11 +90,10 @@ void Dispatcher::Perform(const RequestId& request, Running& running) {
     running.sink->OnIntervals(intervals);
     intervals.clear();
   }
-  std::vector<Output> outputs = running.exchange->TakeOutputs();
   // What the conductor learns for its books comes after what a client waits for.
   std::vector<ToCluster> reports;
   bool done = false;
-  for (Output& output : outputs) {
+  for (Output& output : running.exchange->TakeOutputs()) {
     if (auto* cluster = std::get_if<ToCluster>(&output)) {
       if (std::holds_alternative<Report>(cluster->action)) {
         reports.push_back(std::move(*cluster));

@@ -255,9 +255,8 @@ absl::StatusOr<LoadedModel> LoadModel(const model::ModelFile& file,
           name, absl::FormatDuration(weights_done - begin),
           absl::FormatDuration(clock.Now() - weights_done),
           256 / PrefillSeconds(loaded.cost, 256, 0), 1 / StepSeconds(loaded.cost, 1, 256));
-  // What was read and built on the way is not needed again.
+  // What was read on the way is not needed again.
   file.DropPages();
-  ReturnFreeMemory();
   return loaded;
 }
 

@@ -147,16 +147,17 @@ class Forward {
   };
 
   void Embed(Team& team);
-  // All rows through all layers, a strip at a time (forward_strips.cc).
   // Of a layer of wanted_sums_[index].
   void SumBlock(uint32_t layer, size_t index);
+  // All rows through all layers, a strip at a time (forward_strips.cc).
   void RunStrips(Team& team, int thread, const std::function<void(uint32_t)>& on_layer);
   // A layer up to its keys and values.
   void FrontHalf(int thread, uint32_t layer, const Strip& strip);
   // The rest of it, of the strip's rows from `first_row` on.
   void BackHalf(int thread, uint32_t layer, const Strip& strip, size_t first_row);
-  // Until `strip` and those ahead of it have written keys and values of `layers` layers.
+  // Of the blocks whose last row is in the strip, which has been awaited.
   void SumStrip(uint32_t layer, const Strip& strip);
+  // Until `strip` and those ahead of it have written keys and values of `layers` layers.
   void AwaitStrips(uint32_t layers, size_t strip);
   void MultiplyStrip(int thread, const Operand& operand, const Product& product, size_t rows);
   // In the thread's own part of the buffers.
@@ -262,7 +263,7 @@ class Forward {
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
   std::vector<Strip> strips_;                  // empty: the rows go through the layers together
   std::vector<std::atomic<uint32_t>> written_;    // layers whose K and V a strip has written
-  std::vector<std::atomic<uint32_t>> unwritten_;  // strips that have yet to write a layer's
+  std::vector<std::atomic<uint32_t>> unwritten_;  // strips that have yet to sum up a layer's
   std::vector<OutputRow> output_rows_;
   std::vector<WantedSums> wanted_sums_;  // in the order of their rows
   bool writes_apart_ = true;  // rows write to the cache before any attends, not each as it attends

@@ -39,7 +39,6 @@ void Forward::AwaitStrips(uint32_t layers, size_t strip) {
   for (size_t i = 0; i <= strip; ++i) AwaitAtLeast(written_[i], layers);
 }
 
-// Of the blocks whose last row is in the strip: the rows ahead of it are written as well.
 void Forward::SumStrip(uint32_t layer, const Strip& strip) {
   const auto first =
       std::ranges::lower_bound(wanted_sums_, strip.first_row, {}, &WantedSums::last_row);
