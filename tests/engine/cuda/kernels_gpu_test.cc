@@ -6,6 +6,7 @@
 #include <cstring>
 #include <ctime>
 #include <numeric>
+#include <utility>
 
 #include "engine/cuda/attention.h"
 #include "engine/cuda/draw.h"
@@ -340,27 +341,40 @@ void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t
   Expect(written <= rows * 2 * kv_heads * dim * 2,
          "rope + append writes its rows and nothing else");
 
-  // The same rows, out to pinned host memory.
-  const size_t page_bytes = pages.page_bytes;
-  PinnedArray<std::byte> host;
-  OK(host.Allocate(2 * page_bytes));
-  std::memset(host.data(), 0xee, 2 * page_bytes);
-  std::vector<uint64_t> targets = {reinterpret_cast<uint64_t>(host.data()), 0,
-                                   reinterpret_cast<uint64_t>(host.data() + page_bytes), 0};
-  OnDevice<uint64_t> targets_d(targets);
-  OK(CopyRowsOut(pages, positions_d.data(), pages_d.data(), targets_d.data(), rows, 0, layers,
-                 stream));
-  OK(cudaStreamSynchronize(stream));
-  const auto same = [&](uint32_t row, const std::byte* block, uint32_t layer) {
-    const size_t at = layer * layer_bytes + positions[row] % block_tokens * kv_heads * dim * 2;
-    const std::byte* page = memory.data() + row_pages[row] * page_bytes;
-    return std::memcmp(block + at, page + at, kv_heads * dim * 2) == 0 &&
-           std::memcmp(block + at + half_bytes, page + at + half_bytes, kv_heads * dim * 2) == 0;
-  };
-  Expect(same(0, host.data(), 1) && same(2, host.data() + page_bytes, 1), "rows reach the host");
-  size_t touched = 0;
-  for (size_t i = 0; i < 2 * page_bytes; ++i) touched += host[i] != std::byte{0xee};
-  Expect(touched <= size_t{2} * layers * 2 * kv_heads * dim * 2, "and nothing else is written");
+  // The same rows, out to pinned host memory: to blocks of these heads, and to a rank's part of
+  // blocks that hold three times as many.
+  for (const uint32_t ranks : {1u, 3u}) {
+    const size_t token_bytes = kv_heads * dim * 2, host_token_bytes = ranks * token_bytes;
+    Pages shared = pages;
+    shared.host_token_bytes = host_token_bytes;
+    shared.host_layer_bytes = (2 * block_tokens * host_token_bytes + 4095) / 4096 * 4096;
+    shared.host_offset = (ranks - 1) / 2 * token_bytes;
+    const size_t block_bytes = layers * shared.host_layer_bytes;
+    PinnedArray<std::byte> host;
+    OK(host.Allocate(2 * block_bytes));
+    std::memset(host.data(), 0xee, 2 * block_bytes);
+    std::vector<std::byte> expected(2 * block_bytes, std::byte{0xee});
+    std::vector<uint64_t> targets(rows);
+    for (const auto& [row, block] : {std::pair{0u, 0u}, {2u, 1u}}) {
+      targets[row] = reinterpret_cast<uint64_t>(host.data() + block * block_bytes);
+      const size_t token = positions[row] % block_tokens;
+      for (uint32_t layer = 0; layer < layers; ++layer) {
+        const std::byte* from = memory.data() + row_pages[row] * pages.page_bytes +
+                                layer * layer_bytes + token * token_bytes;
+        std::byte* to = expected.data() + block * block_bytes + layer * shared.host_layer_bytes +
+                        token * host_token_bytes + shared.host_offset;
+        std::memcpy(to, from, token_bytes);
+        std::memcpy(to + block_tokens * host_token_bytes, from + half_bytes, token_bytes);
+      }
+    }
+    OnDevice<uint64_t> targets_d(targets);
+    OK(CopyRowsOut(shared, positions_d.data(), pages_d.data(), targets_d.data(), rows, 0, layers,
+                   stream));
+    OK(cudaStreamSynchronize(stream));
+    Expect(std::memcmp(host.data(), expected.data(), expected.size()) == 0,
+           "rows reach the host and nothing else is written, blocks of " + std::to_string(ranks) +
+               " times as many heads");
+  }
 }
 
 void TestProduct(Gemm& gemm, uint32_t rows, uint32_t n, uint32_t k, bool accumulate, bool tune) {
