@@ -1,7 +1,7 @@
 // The CUDA engine at the shape of Llama-3-8B with random weights, as fractions of what the card can
 // do: it measures the copy bandwidth and the bf16 matrix rate first.
 //   cuda_bench [--json FILE] [--quick] [--products]
-// Needs about 40 GB of device memory. Bytes and operations are counted as in bench/RESULTS.md.
+// Needs about 78 GB of device memory. Bytes and operations are counted as in bench/RESULTS.md.
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
@@ -213,28 +213,17 @@ class Bench {
   }
 
   void Run() {
-    EngineConfig config = Llama8B();
-    double seconds = Now();
-    std::unique_ptr<Engine> engine = Make(config);
-    seconds = Now() - seconds;
-    std::printf("engine ready in %.1f s, %llu pages\n", seconds,
-                static_cast<unsigned long long>(engine->pages_total()));
-    for (uint32_t rows : {1u, 2u, 4u, 8u, 32u, 64u, 128u}) Decode(*engine, config, rows, 1024);
-    Decode(*engine, config, 1, 8000);
-    for (uint32_t tokens : {512u, 2048u, 8192u}) {
-      with_[tokens] = Prefill(*engine, config, tokens, "");
+    {
+      const double begin = Now();
+      const Served served(Llama8B());
+      std::printf("engine ready in %.1f s, %llu pages\n", Now() - begin,
+                  static_cast<unsigned long long>(served.engine->pages_total()));
+      for (uint32_t rows : {1u, 2u, 4u, 8u, 32u, 64u, 128u}) Decode(served, rows, 1024);
+      Decode(served, 1, 8000);
+      for (uint32_t tokens : {512u, 2048u, 8192u}) Prefill(served, tokens);
+      Load(served, 2048);
     }
-    Load(*engine, config, 2048);
-    engine = nullptr;
-    config.copy_out = false;
-    engine = Make(config);
-    for (uint32_t tokens : {2048u, 8192u}) {
-      const double without = Prefill(*engine, config, tokens, " without copy-out");
-      const double cost = with_[tokens] / without - 1;
-      std::printf("copy-out at %u tokens costs %.1f %%\n", tokens, 100 * cost);
-      Note("copy_out_cost_" + std::to_string(tokens), cost);
-    }
-    Decode(*engine, config, 128, 1024, " without copy-out");
+    CopyOut();
   }
 
   void Write(const char* path) const {
@@ -251,45 +240,90 @@ class Bench {
   }
 
  private:
-  std::unique_ptr<Engine> Make(const EngineConfig& config) {
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+
+  // An engine and the host's memory for its blocks.
+  struct Served {
+    explicit Served(const EngineConfig& with)
+        : config(with), page(config.layer_bytes * config.layers) {
+      OK(Engine::Create(config, {}, nullptr, nullptr, &engine));
+      const size_t bytes = (8192 / 16 + 256) * page;
+      memory.reset(static_cast<std::byte*>(std::aligned_alloc(4096, bytes)));
+      std::memset(memory.get(), 0, bytes);
+      OK(engine->RegisterMemory(memory.get(), bytes));
+    }
+    EngineConfig config;
+    size_t page;
+    std::unique_ptr<std::byte, Free> memory;
     std::unique_ptr<Engine> engine;
-    OK(Engine::Create(config, {}, nullptr, nullptr, &engine));
-    const size_t page = config.layer_bytes * config.layers;
-    bytes_ = (8192 / 16 + 256) * page;
-    memory_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, bytes_)));
-    std::memset(memory_.get(), 0, bytes_);
-    OK(engine->RegisterMemory(memory_.get(), bytes_));
-    return engine;
-  }
+  };
 
   void Note(const std::string& name, double value) { notes_.emplace_back(name, value); }
 
-  // Contexts are adopted: blocks that only stand for them share one place in the host's memory; the
-  // block that a row writes is its own.
-  void Decode(Engine& engine, const EngineConfig& config, uint32_t rows, uint32_t context,
-              const std::string& suffix = "") {
-    const size_t page = config.layer_bytes * config.layers;
-    const uint32_t blocks = context / 16 + 4;
-    std::vector<std::vector<std::byte*>> pointers(rows);
-    std::vector<uint32_t> tokens(rows, 17);
-    std::vector<ChunkView> chunks;
-    for (uint32_t r = 0; r < rows; ++r) {
-      pointers[r].assign(blocks, memory_.get());
-      for (uint32_t b = context / 16; b < blocks; ++b)
-        pointers[r][b] = memory_.get() + (r + 1) * page;
-      chunks.push_back({.sequence = 1000 * uint64_t{context} + r,
-                        .tokens = &tokens[r],
-                        .token_count = 1,
-                        .start = context,
-                        .blocks = pointers[r].data(),
-                        .output = Output::kGreedy});
-      OK(engine.Adopt(chunks.back()));
+  // One row a sequence behind an adopted context. Blocks that only stand for the context share one
+  // place in the host's memory; the block that a row writes is its own.
+  class Rows {
+   public:
+    Rows(const Served& served, uint32_t rows, uint32_t context)
+        : engine_(*served.engine), pointers_(rows), tokens_(rows, 17) {
+      const uint32_t blocks = context / 16 + 4;
+      for (uint32_t r = 0; r < rows; ++r) {
+        pointers_[r].assign(blocks, served.memory.get());
+        for (uint32_t b = context / 16; b < blocks; ++b)
+          pointers_[r][b] = served.memory.get() + (r + 1) * served.page;
+        chunks_.push_back({.sequence = 1000 * uint64_t{context} + r,
+                           .tokens = &tokens_[r],
+                           .token_count = 1,
+                           .start = context,
+                           .blocks = pointers_[r].data(),
+                           .output = Output::kGreedy});
+        OK(engine_.Adopt(chunks_.back()));
+      }
     }
+    double Next() {
+      const double seconds = Step(engine_, chunks_);
+      for (ChunkView& chunk : chunks_) ++chunk.start;
+      return seconds;
+    }
+
+   private:
+    Engine& engine_;
+    std::vector<std::vector<std::byte*>> pointers_;
+    std::vector<uint32_t> tokens_;
+    std::vector<ChunkView> chunks_;
+  };
+
+  // The same prompt of `count` tokens again and again.
+  class Prompt {
+   public:
+    Prompt(const Served& served, uint32_t count) : engine_(*served.engine), tokens_(count) {
+      for (uint32_t i = 0; i < count; ++i) tokens_[i] = (i * 7919 + 13) % served.config.vocab;
+      for (uint32_t b = 0; b < count / 16; ++b)
+        pointers_.push_back(served.memory.get() + b * served.page);
+    }
+    double Next() {
+      return Step(engine_, {{.sequence = 7,
+                             .tokens = tokens_.data(),
+                             .token_count = static_cast<uint32_t>(tokens_.size()),
+                             .start = 0,
+                             .blocks = pointers_.data(),
+                             .output = Output::kGreedy}});
+    }
+
+   private:
+    Engine& engine_;
+    std::vector<uint32_t> tokens_;
+    std::vector<std::byte*> pointers_;
+  };
+
+  void Decode(const Served& served, uint32_t rows, uint32_t context) {
+    Rows step(served, rows, context);
     std::vector<double> seconds;
     for (int i = 0; i < (quick_ ? 15 : 40); ++i) {
-      const double s = Step(engine, chunks);
+      const double s = step.Next();
       if (i >= 5) seconds.push_back(s);
-      for (ChunkView& chunk : chunks) ++chunk.start;
     }
     const Spread s = Of(seconds);
     // Weights once, each row's K and V once.
@@ -297,54 +331,75 @@ class Bench {
     const double bytes = weights + rows * (context + 20.0) * 131072.0;
     const double floor = bytes / bandwidth_;
     std::printf(
-        "decode %3u rows at %u%s: %.0f tokens/s, step %.3f ms (%.3f-%.3f), %.2f of the roofline\n",
-        rows, context, suffix.c_str(), rows / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most,
+        "decode %3u rows at %u: %.0f tokens/s, step %.3f ms (%.3f-%.3f), %.2f of the roofline\n",
+        rows, context, rows / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most,
         floor / s.median);
-    const std::string name = "decode_" + std::to_string(rows) + "_at_" + std::to_string(context) +
-                             (suffix.empty() ? "" : "_no_copy");
+    const std::string name = "decode_" + std::to_string(rows) + "_at_" + std::to_string(context);
     Note(name + "_tokens_per_s", rows / s.median);
     Note(name + "_roofline", floor / s.median);
   }
 
-  double Prefill(Engine& engine, const EngineConfig& config, uint32_t count,
-                 const std::string& suffix) {
-    const size_t page = config.layer_bytes * config.layers;
-    std::vector<uint32_t> tokens(count);
-    for (uint32_t i = 0; i < count; ++i) tokens[i] = (i * 7919 + 13) % config.vocab;
-    std::vector<std::byte*> pointers;
-    for (uint32_t b = 0; b < count / 16; ++b) pointers.push_back(memory_.get() + b * page);
+  void Prefill(const Served& served, uint32_t count) {
+    Prompt prompt(served, count);
     std::vector<double> seconds;
     for (int i = 0; i < (quick_ ? 4 : 8); ++i) {
-      const double s = Step(engine, {{.sequence = 7,
-                                      .tokens = tokens.data(),
-                                      .token_count = count,
-                                      .start = 0,
-                                      .blocks = pointers.data(),
-                                      .output = Output::kGreedy}});
+      const double s = prompt.Next();
       if (i >= 1) seconds.push_back(s);
     }
     const Spread s = Of(seconds);
+    const EngineConfig& config = served.config;
     // Two operations a weight and token; causal attention: half of 4 x heads x dim a pair.
     const double products = 2.0 * 6.979e9 * count;
     const double attention =
         2.0 * config.layers * config.heads * config.head_dim * double(count) * count;
     const double floor = (products + attention) / matrix_rate_;
-    std::printf("prefill %u%s: %.0f tokens/s, %.1f ms (%.1f-%.1f), %.2f of the roofline\n", count,
-                suffix.c_str(), count / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most,
-                floor / s.median);
-    if (suffix.empty()) {
-      Note("prefill_" + std::to_string(count) + "_tokens_per_s", count / s.median);
-      Note("prefill_" + std::to_string(count) + "_roofline", floor / s.median);
+    std::printf("prefill %u: %.0f tokens/s, %.1f ms (%.1f-%.1f), %.2f of the roofline\n", count,
+                count / s.median, 1e3 * s.median, 1e3 * s.least, 1e3 * s.most, floor / s.median);
+    Note("prefill_" + std::to_string(count) + "_tokens_per_s", count / s.median);
+    Note("prefill_" + std::to_string(count) + "_roofline", floor / s.median);
+  }
+
+  // What copying K and V out costs: an engine that does and one that does not, step by step in
+  // turns, because the card's clock moves by more than that.
+  void CopyOut() {
+    EngineConfig config = Llama8B();
+    config.memory_bytes = uint64_t{36} << 30;  // both on a card of 80 GB
+    const Served with(config);
+    config.copy_out = false;
+    const Served without(config);
+    const auto compare = [&](const std::string& name, auto a, auto b, int rounds) {
+      std::vector<double> costs;
+      for (int i = 0; i < rounds; ++i) {
+        double copied, plain;
+        if (i % 2 == 0) {
+          copied = a.Next();
+          plain = b.Next();
+        } else {
+          plain = b.Next();
+          copied = a.Next();
+        }
+        if (i >= 2) costs.push_back(copied / plain - 1);
+      }
+      std::sort(costs.begin(), costs.end());
+      const size_t n = costs.size();
+      std::printf("copy-out, %s: %+.1f %% (middle half %+.1f to %+.1f, %zu pairs)\n", name.c_str(),
+                  100 * costs[n / 2], 100 * costs[n / 4], 100 * costs[3 * n / 4], n);
+      Note("copy_out_cost_" + name, costs[n / 2]);
+    };
+    for (uint32_t tokens : {2048u, 8192u}) {
+      compare("prompt_" + std::to_string(tokens), Prompt(with, tokens), Prompt(without, tokens),
+              quick_ ? 10 : 42);
     }
-    return s.median;
+    compare("decode_128_at_1024", Rows(with, 128, 1024), Rows(without, 128, 1024),
+            quick_ ? 20 : 50);
   }
 
   // 64 new tokens behind a prefix that comes from the host.
-  void Load(Engine& engine, const EngineConfig& config, uint32_t prefix) {
-    const size_t page = config.layer_bytes * config.layers;
+  void Load(const Served& served, uint32_t prefix) {
     std::vector<uint32_t> tokens(64, 5);
     std::vector<std::byte*> pointers;
-    for (uint32_t b = 0; b < prefix / 16 + 4; ++b) pointers.push_back(memory_.get() + b * page);
+    for (uint32_t b = 0; b < prefix / 16 + 4; ++b)
+      pointers.push_back(served.memory.get() + b * served.page);
     std::vector<double> cold, warm;
     for (uint64_t i = 0; i < 6; ++i) {
       const ChunkView chunk = {.sequence = 900 + i,
@@ -353,10 +408,10 @@ class Bench {
                                .start = prefix,
                                .blocks = pointers.data(),
                                .output = Output::kGreedy};
-      cold.push_back(Step(engine, {chunk}));
-      warm.push_back(Step(engine, {chunk}));
+      cold.push_back(Step(*served.engine, {chunk}));
+      warm.push_back(Step(*served.engine, {chunk}));
     }
-    const double bytes = prefix / 16.0 * static_cast<double>(page);
+    const double bytes = prefix / 16.0 * static_cast<double>(served.page);
     std::printf(
         "64 tokens behind %u cached ones: %.1f ms from the host, %.1f ms from the device "
         "(%.0f MB: %.1f GB/s)\n",
@@ -366,15 +421,9 @@ class Bench {
     Note("load_warm_s", Of(warm).median);
   }
 
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
   const bool quick_;
   double bandwidth_ = 0, matrix_rate_ = 0;
-  std::unique_ptr<std::byte, Free> memory_;
-  size_t bytes_ = 0;
   std::vector<std::pair<std::string, double>> notes_;
-  std::vector<double> with_ = std::vector<double>(8193);
 };
 
 }  // namespace
