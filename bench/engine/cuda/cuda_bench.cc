@@ -390,8 +390,10 @@ class Bench {
       compare("prompt_" + std::to_string(tokens), Prompt(with, tokens), Prompt(without, tokens),
               quick_ ? 10 : 42);
     }
-    compare("decode_128_at_1024", Rows(with, 128, 1024), Rows(without, 128, 1024),
-            quick_ ? 20 : 50);
+    for (uint32_t rows : {1u, 32u, 128u}) {
+      compare("decode_" + std::to_string(rows) + "_at_1024", Rows(with, rows, 1024),
+              Rows(without, rows, 1024), quick_ ? 20 : 50);
+    }
   }
 
   // 64 new tokens behind a prefix that comes from the host.

@@ -7,7 +7,6 @@
 namespace antiphon::engine::cuda {
 namespace {
 
-constexpr uint32_t kCopyLayers = 8;     // a graph copies K and V out so often
 constexpr uint32_t kRowCopyTokens = 2;  // longer chunks leave by blocks
 
 }  // namespace
@@ -286,17 +285,14 @@ Error Engine::Capture(uint32_t bucket, DecodeGraph* out) {
   const auto run = [&]() -> Error {
     CUDA_RETURN_IF_ERROR(Embed(embedding_, decode_.device.tokens, bucket, config_.hidden, x_.data(),
                                compute_.get()));
-    uint32_t copied = 0;
     for (uint32_t layer = 0; layer < config_.layers; ++layer) {
       MODULE_RETURN_IF_ERROR(ProjectAndAppend(layer, bucket, decode_));
-      const uint32_t end = layer + 1;
-      if (config_.copy_out && (end - copied == kCopyLayers || end == config_.layers)) {
+      if (config_.copy_out) {
         CUDA_RETURN_IF_ERROR(cudaEventRecord(forked_.get(), compute_.get()));
         CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(copy_.get(), forked_.get(), 0));
         CUDA_RETURN_IF_ERROR(CopyRowsOut(page_layout_, decode_.device.positions,
                                          decode_.device.row_pages, decode_.device.targets, bucket,
-                                         copied, end, copy_.get()));
-        copied = end;
+                                         layer, layer + 1, copy_.get()));
       }
       MODULE_RETURN_IF_ERROR(RunAttentionAndFeedForward(layer, bucket, decode_, bucket, out->plan));
     }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "engine/cuda/arithmetic.h"
 #include "engine/cuda/block_best.cuh"
 #include "engine/cuda/dependent_launch.cuh"
@@ -9,6 +11,11 @@ namespace {
 constexpr uint32_t kWarp = 32;
 constexpr uint32_t kNormThreads = 512;
 constexpr uint32_t kRowThreads = 256;
+// Stores to the host wait for the bus, and what waits takes room from products that want a whole
+// multiprocessor: few threads copy rows out, each with many loads under way.
+constexpr uint32_t kCopyThreads = 32;
+constexpr uint32_t kCopyBlocks = 32;
+constexpr uint32_t kCopyLoads = 8;
 constexpr uint32_t kArgmaxThreads = 1024;
 
 struct alignas(16) Eight {
@@ -160,24 +167,42 @@ __global__ void __launch_bounds__(kArgmaxThreads)
   if (threadIdx.x == 0) ids[blockIdx.x] = best.id == 0xffffffffu ? 0 : best.id;
 }
 
-__global__ void CopyRowsOutKernel(Pages pages, const uint32_t* __restrict__ positions,
-                                  const int32_t* __restrict__ row_pages,
-                                  const uint64_t* __restrict__ targets, uint32_t first) {
-  const uint32_t row = blockIdx.x;
-  const uint32_t layer = first + blockIdx.y;
-  if (targets[row] == 0) return;
-  const size_t token_bytes = size_t{pages.kv_heads} * pages.head_dim * 2;
-  const size_t half_bytes = token_bytes * pages.block_tokens;
-  const uint32_t token = positions[row] % pages.block_tokens;
-  const std::byte* from = pages.base + static_cast<size_t>(row_pages[row]) * pages.page_bytes +
-                          layer * pages.layer_bytes + token * token_bytes;
-  std::byte* to = reinterpret_cast<std::byte*>(targets[row]) + layer * pages.host_layer_bytes +
-                  token * pages.host_token_bytes + pages.host_offset;
+__global__ void __launch_bounds__(kCopyThreads)
+    CopyRowsOutKernel(Pages pages, const uint32_t* __restrict__ positions,
+                      const int32_t* __restrict__ row_pages, const uint64_t* __restrict__ targets,
+                      uint32_t rows, uint32_t first, uint32_t end) {
+  const uint32_t token_bytes = pages.kv_heads * pages.head_dim * 2;
+  const size_t half_bytes = size_t{token_bytes} * pages.block_tokens;
   const size_t host_half_bytes = pages.host_token_bytes * pages.block_tokens;
-  for (size_t i = threadIdx.x * 16; i < 2 * token_bytes; i += blockDim.x * 16) {
-    const bool key = i < token_bytes;
-    *reinterpret_cast<uint4*>(to + (key ? i : i - token_bytes + host_half_bytes)) =
-        *reinterpret_cast<const uint4*>(from + (key ? i : i - token_bytes + half_bytes));
+  for (uint32_t unit = blockIdx.x; unit < rows * (end - first); unit += gridDim.x) {
+    const uint32_t row = unit % rows;
+    const uint32_t layer = first + unit / rows;
+    if (targets[row] == 0) continue;
+    const uint32_t token = positions[row] % pages.block_tokens;
+    const std::byte* from = pages.base + static_cast<size_t>(row_pages[row]) * pages.page_bytes +
+                            layer * pages.layer_bytes + size_t{token} * token_bytes;
+    std::byte* to = reinterpret_cast<std::byte*>(targets[row]) + layer * pages.host_layer_bytes +
+                    token * pages.host_token_bytes + pages.host_offset;
+    for (uint32_t begin = threadIdx.x * 16; begin < 2 * token_bytes;
+         begin += kCopyLoads * kCopyThreads * 16) {
+      uint4 values[kCopyLoads];
+#pragma unroll
+      for (uint32_t i = 0; i < kCopyLoads; ++i) {
+        const uint32_t at = begin + i * kCopyThreads * 16;
+        if (at < 2 * token_bytes) {
+          values[i] = *reinterpret_cast<const uint4*>(
+              from + (at < token_bytes ? at : at - token_bytes + half_bytes));
+        }
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < kCopyLoads; ++i) {
+        const uint32_t at = begin + i * kCopyThreads * 16;
+        if (at < 2 * token_bytes) {
+          *reinterpret_cast<uint4*>(
+              to + (at < token_bytes ? at : at - token_bytes + host_half_bytes)) = values[i];
+        }
+      }
+    }
   }
 }
 
@@ -229,8 +254,9 @@ cudaError_t Argmax(const float* x, uint32_t rows, uint32_t size, size_t stride, 
 cudaError_t CopyRowsOut(const Pages& pages, const uint32_t* positions, const int32_t* row_pages,
                         const uint64_t* targets, uint32_t rows, uint32_t first, uint32_t end,
                         cudaStream_t stream) {
-  CopyRowsOutKernel<<<dim3(rows, end - first), kRowThreads, 0, stream>>>(pages, positions,
-                                                                         row_pages, targets, first);
+  const uint32_t blocks = std::min(kCopyBlocks, rows * (end - first));
+  CopyRowsOutKernel<<<blocks, kCopyThreads, 0, stream>>>(pages, positions, row_pages, targets, rows,
+                                                         first, end);
   return cudaGetLastError();
 }
 

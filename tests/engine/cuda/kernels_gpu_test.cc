@@ -354,12 +354,20 @@ void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t
     OK(host.Allocate(2 * block_bytes));
     std::memset(host.data(), 0xee, 2 * block_bytes);
     std::vector<std::byte> expected(2 * block_bytes, std::byte{0xee});
-    std::vector<uint64_t> targets(rows);
-    for (const auto& [row, block] : {std::pair{0u, 0u}, {2u, 1u}}) {
+    // More rows than the copy has blocks of threads; two of them want to leave.
+    constexpr uint32_t kCopied = 40;
+    std::vector<uint32_t> copied_positions(kCopied);
+    std::vector<int32_t> copied_pages(kCopied);
+    std::vector<uint64_t> targets(kCopied);
+    for (uint32_t i = 0; i < kCopied; ++i) {
+      copied_positions[i] = positions[i % rows];
+      copied_pages[i] = row_pages[i % rows];
+    }
+    for (const auto& [row, block] : {std::pair{36u, 0u}, {38u, 1u}}) {
       targets[row] = reinterpret_cast<uint64_t>(host.data() + block * block_bytes);
-      const size_t token = positions[row] % block_tokens;
+      const size_t token = copied_positions[row] % block_tokens;
       for (uint32_t layer = 0; layer < layers; ++layer) {
-        const std::byte* from = memory.data() + row_pages[row] * pages.page_bytes +
+        const std::byte* from = memory.data() + copied_pages[row] * pages.page_bytes +
                                 layer * layer_bytes + token * token_bytes;
         std::byte* to = expected.data() + block * block_bytes + layer * shared.host_layer_bytes +
                         token * host_token_bytes + shared.host_offset;
@@ -368,8 +376,10 @@ void TestRopeAndAppend(uint32_t dim, uint32_t heads, uint32_t kv_heads, uint32_t
       }
     }
     OnDevice<uint64_t> targets_d(targets);
-    OK(CopyRowsOut(shared, positions_d.data(), pages_d.data(), targets_d.data(), rows, 0, layers,
-                   stream));
+    OnDevice<uint32_t> copied_positions_d(copied_positions);
+    OnDevice<int32_t> copied_pages_d(copied_pages);
+    OK(CopyRowsOut(shared, copied_positions_d.data(), copied_pages_d.data(), targets_d.data(),
+                   kCopied, 0, layers, stream));
     OK(cudaStreamSynchronize(stream));
     Expect(std::memcmp(host.data(), expected.data(), expected.size()) == 0,
            "rows reach the host and nothing else is written, blocks of " + std::to_string(ranks) +
