@@ -395,6 +395,7 @@ int RunDaemon(int argc, char** argv, const DaemonOptions& options, ServiceFactor
   // Debian builds Abseil so that every lock is entered into a graph and searched for cycles. Tests
   // want that; a daemon locks on the path of every token.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  FreeLargeBuffersAtOnce();
   const std::string program = fmt::format("antiphon-{}", options.name);
   auto flags = ParseDaemonFlags(argc, argv);
   if (!flags.ok()) {

@@ -79,6 +79,12 @@ uint64_t MemoryAvailableBytes() {
   return std::min(MemInfoBytes("MemAvailable"), CgroupLimits().available);
 }
 
+void FreeLargeBuffersAtOnce() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 256 << 10);
+#endif
+}
+
 void ReturnFreeMemory() {
 #ifdef __GLIBC__
   malloc_trim(0);

@@ -10,6 +10,9 @@ namespace antiphon {
 uint64_t MemoryLimitBytes();
 // What can still be had without swapping: the least of MemAvailable and what the limits leave.
 uint64_t MemoryAvailableBytes();
+// From now on buffers from 256 KiB on go back to the kernel when they are freed. (glibc raises that
+// limit to the largest buffer yet freed, and what lies between such buffers then keeps them.)
+void FreeLargeBuffersAtOnce();
 // Gives the heap's free pages back to the kernel; takes milliseconds.
 void ReturnFreeMemory();
 // kvstore.pool's default: a quarter of the limit, at most 8 GiB, in whole 2 MiB.

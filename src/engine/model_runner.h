@@ -79,7 +79,7 @@ struct RunnerShape {
   bool makes_checksums = false;  // others leave a chunk's `checksums` as they are
 };
 
-// Submit, Await, Take and UsePool belong to one thread; Progress and Interrupt may be called from
+// Submit, Await, Take, UsePool and ReleaseScratch belong to one thread; Progress and Interrupt may be called from
 // any.
 class ModelRunner {
  public:
@@ -99,6 +99,10 @@ class ModelRunner {
   // pins it, and is slow elsewhere); others refuse steps outside of it. UNAVAILABLE,
   // DEADLINE_EXCEEDED: a rank is gone.
   virtual absl::Status UsePool(const PoolMemory& pool) { return absl::OkStatus(); }
+
+  // Between steps: gives back the memory that steps have touched beside blocks and weights. Later
+  // ones take it again.
+  virtual void ReleaseScratch() {}
 
   // Not OK when no step will ever succeed again (a lost GPU): the worker is to leave.
   virtual absl::Status Health() const { return absl::OkStatus(); }

@@ -72,7 +72,7 @@ std::string ValueText(const Value& value) {
     std::string operator()(int64_t v) const { return std::to_string(v); }
     std::string operator()(double v) const { return fmt::format("{}", static_cast<float>(v)); }
     std::string operator()(bool v) const { return v ? "true" : "false"; }
-    std::string operator()(const Array& v) const { return fmt::format("{} values", v.size()); }
+    std::string operator()(const Array& v) const { return fmt::format("{} values", SizeOf(v)); }
     std::string operator()(const std::string& v) const {
       std::string line;
       for (const char c : v.substr(0, 60)) {

@@ -20,8 +20,8 @@ constexpr uint64_t kTensorNameBytesMax = 256;  // gguf.md says 64; some converte
 constexpr uint64_t kStringBytesMax = 64u << 20;
 constexpr uint32_t kDimsMax = 4;  // GGML_MAX_DIMS
 constexpr uint64_t kAlignmentMax = 1u << 20;
-// A value costs some forty bytes here and possibly one in the file: this bounds what a hostile file
-// can make us allocate. The largest real vocabularies have about 1.5 million values.
+// A number costs eight bytes here and possibly one in the file: this bounds what a hostile file can
+// make us allocate. The largest real vocabularies have about 1.5 million values.
 constexpr uint64_t kArrayElementsMax = 8u << 20;
 
 enum ValueType : uint32_t {
@@ -150,18 +150,61 @@ class Parser {
                       "accepted",
                       what, array_elements_, kArrayElementsMax));
     }
-    Array array;
-    array.reserve(count);
-    for (uint64_t i = 0; i < count; ++i) {
-      ASSIGN_OR_RETURN(Value v, Scalar(of, what));
-      array.push_back(std::move(v));
-    }
+    ASSIGN_OR_RETURN(Array array, Elements(of, count, what));
     return Value{std::move(array)};
   }
 
   Reader& reader() { return reader_; }
 
  private:
+  absl::StatusOr<Array> Elements(uint32_t type, uint64_t count, const std::string& what) {
+    switch (type) {
+      case kU8:
+      case kU16:
+      case kU32:
+      case kU64:
+        return List<uint64_t>(type, count, what);
+      case kI8:
+      case kI16:
+      case kI32:
+      case kI64:
+        return List<int64_t>(type, count, what);
+      case kF32:
+      case kF64:
+        return List<double>(type, count, what);
+      case kBool:
+        return List<bool>(type, count, what);
+      default:
+        return Strings(count, what);
+    }
+  }
+
+  // `Wide` is what Scalar makes of `type`.
+  template <typename Wide>
+  absl::StatusOr<Array> List(uint32_t type, uint64_t count, const std::string& what) {
+    std::vector<Wide> list;
+    list.reserve(count);
+    for (uint64_t i = 0; i < count; ++i) {
+      ASSIGN_OR_RETURN(const Value v, Scalar(type, what));
+      list.push_back(std::get<Wide>(v.v));
+    }
+    return Array(std::move(list));
+  }
+
+  absl::StatusOr<Array> Strings(uint64_t count, const std::string& what) {
+    Texts texts;
+    uint64_t bytes = 0;
+    for (uint64_t i = 0; i < count; ++i) {
+      ASSIGN_OR_RETURN(const std::string_view text, reader_.String(what, kStringBytesMax));
+      bytes += text.size();
+      if (bytes > std::numeric_limits<uint32_t>::max()) {
+        return Corrupt(fmt::format("GGUF: the strings of {} have more than 4 GiB", what));
+      }
+      texts.Add(text);
+    }
+    return Array(std::move(texts));
+  }
+
   template <typename Stored, typename Wide>
   absl::StatusOr<Value> Widen(const std::string& what) {
     ASSIGN_OR_RETURN(const Stored v, reader_.Number<Stored>(what));

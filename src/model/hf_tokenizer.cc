@@ -224,30 +224,29 @@ class TokenizerReader {
   }
 
   void StoreTokens() {
-    Array texts, types;
-    texts.reserve(tokens_.size());
+    Texts texts;
+    std::vector<uint64_t> types;
     types.reserve(tokens_.size());
     for (size_t id = 0; id < tokens_.size(); ++id) {
       const Token& token = tokens_[id];
-      texts.emplace_back().v = token.type == kUnused ? fmt::format("[PAD{}]", id) : token.text;
-      types.emplace_back().v = token.type;
+      texts.Add(token.type == kUnused ? fmt::format("[PAD{}]", id) : token.text);
+      types.push_back(token.type);
     }
-    metadata_["tokenizer.ggml.tokens"].v = std::move(texts);
-    metadata_["tokenizer.ggml.token_type"].v = std::move(types);
+    metadata_["tokenizer.ggml.tokens"].v = Array(std::move(texts));
+    metadata_["tokenizer.ggml.token_type"].v = Array(std::move(types));
   }
 
   absl::Status ReadMerges() {
     constexpr const char* kField = "model.merges";
     const JsonArray* merges = FindArray(*model_, "merges");
     if (merges == nullptr) return Bad(kField, "is missing or no list");
-    Array rules;
-    rules.reserve(merges->size());
+    Texts rules;
     const auto text = [](const Json& json) {
       return std::string_view(json.get_string().data(), json.get_string().size());
     };
     for (const Json& merge : *merges) {
       if (merge.is_string()) {
-        rules.emplace_back().v = std::string(text(merge));
+        rules.Add(text(merge));
         continue;
       }
       const JsonArray* pair = merge.if_array();
@@ -255,9 +254,9 @@ class TokenizerReader {
           !(*pair)[1].is_string()) {
         return Bad(kField, "has an entry that is neither \"a b\" nor [\"a\", \"b\"]");
       }
-      rules.emplace_back().v = fmt::format("{} {}", text((*pair)[0]), text((*pair)[1]));
+      rules.Add(fmt::format("{} {}", text((*pair)[0]), text((*pair)[1])));
     }
-    metadata_["tokenizer.ggml.merges"].v = std::move(rules);
+    metadata_["tokenizer.ggml.merges"].v = Array(std::move(rules));
     return absl::OkStatus();
   }
 
@@ -303,9 +302,9 @@ class TokenizerReader {
       if (ends.empty()) metadata_.try_emplace(kEos, Value{static_cast<uint64_t>(*number)});
       ends.insert(static_cast<uint64_t>(*number));
     }
-    Array all;
-    for (const uint64_t id : ends) all.emplace_back().v = id;
-    if (!all.empty()) metadata_["antiphon.end_token_ids"].v = std::move(all);
+    if (!ends.empty()) {
+      metadata_["antiphon.end_token_ids"].v = Array(std::vector(ends.begin(), ends.end()));
+    }
     // tokenizer_config.json says null where the model has no BOS; config.json often names one then.
     const auto bos = ConfiguredIds("bos_token_id");
     if (!files_.tokenizer_config->contains("bos_token") && !bos.empty() && bos[0]->is_int64() &&

@@ -269,9 +269,9 @@ class ShapeReader {
     const auto it = file_.metadata().find("tokenizer.ggml.tokens");
     if (it == file_.metadata().end()) return absl::OkStatus();  // the tokenizer says so better
     const Array* tokens = std::get_if<Array>(&it->second.v);
-    if (tokens != nullptr && tokens->size() > shape_.vocab) {
+    if (tokens != nullptr && SizeOf(*tokens) > shape_.vocab) {
       return Unservable(fmt::format("{} has {} tokens and {} {} rows",
-                                    file_.wording().Key("tokenizer.ggml.tokens"), tokens->size(),
+                                    file_.wording().Key("tokenizer.ggml.tokens"), SizeOf(*tokens),
                                     file_.wording().Tensor("token_embd.weight"), shape_.vocab));
     }
     return absl::OkStatus();

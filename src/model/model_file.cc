@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "common/status_macros.h"
@@ -31,6 +32,16 @@ uint64_t Tensor::elements() const {
   uint64_t n = 1;
   for (const uint64_t d : dims) n *= d;
   return n;
+}
+
+void Texts::Add(std::string_view text) {
+  bytes_.append(text);
+  CHECK(bytes_.size() <= std::numeric_limits<uint32_t>::max());
+  ends_.push_back(static_cast<uint32_t>(bytes_.size()));
+}
+
+size_t SizeOf(const Array& array) {
+  return std::visit([](const auto& list) { return list.size(); }, array);
 }
 
 absl::StatusOr<std::unique_ptr<ModelFile>> ModelFile::Create(ModelContents contents) {

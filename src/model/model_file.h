@@ -69,9 +69,26 @@ struct Tensor {
   uint64_t elements() const;
 };
 
+// Texts that lie behind each other: a vocabulary has some hundred thousand of them. 4 GiB at most.
+class Texts {
+ public:
+  void Add(std::string_view text);
+  size_t size() const { return ends_.size(); }
+  std::string_view operator[](size_t i) const {
+    const size_t begin = i == 0 ? 0 : ends_[i - 1];
+    return std::string_view(bytes_).substr(begin, ends_[i] - begin);
+  }
+  bool operator==(const Texts&) const = default;
+
+ private:
+  std::string bytes_;
+  std::vector<uint32_t> ends_;
+};
+
 // A typed metadata value. Integers are widened; arrays are homogeneous.
-struct Value;
-using Array = std::vector<Value>;
+using Array = std::variant<Texts, std::vector<uint64_t>, std::vector<int64_t>, std::vector<double>,
+                           std::vector<bool>>;
+size_t SizeOf(const Array& array);
 struct Value {
   std::variant<std::monostate, uint64_t, int64_t, double, bool, std::string, Array> v;
 };

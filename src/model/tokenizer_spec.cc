@@ -38,15 +38,13 @@ absl::StatusOr<const Array*> FindArray(const ModelFile& file, const std::string&
 absl::Status CopyStrings(const ModelFile& file, const std::string& key,
                          google::protobuf::RepeatedPtrField<std::string>& out) {
   ASSIGN_OR_RETURN(const Array* array, FindArray(file, key));
-  if (array == nullptr || array->empty()) {
+  if (array == nullptr || SizeOf(*array) == 0) {
     return Bad(file.wording().Key(key) + " is missing or empty");
   }
-  out.Reserve(static_cast<int>(array->size()));
-  for (const Value& value : *array) {
-    const std::string* s = std::get_if<std::string>(&value.v);
-    if (s == nullptr) return Bad(file.wording().Key(key) + " is not an array of strings");
-    *out.Add() = *s;
-  }
+  const Texts* texts = std::get_if<Texts>(array);
+  if (texts == nullptr) return Bad(file.wording().Key(key) + " is not an array of strings");
+  out.Reserve(static_cast<int>(texts->size()));
+  for (size_t i = 0; i < texts->size(); ++i) out.Add()->assign((*texts)[i]);
   return absl::OkStatus();
 }
 
@@ -54,14 +52,17 @@ absl::Status CopyTypes(const ModelFile& file, internal::v1::TokenizerSpec& spec)
   const std::string key = "tokenizer.ggml.token_type";
   ASSIGN_OR_RETURN(const Array* array, FindArray(file, key));
   if (array == nullptr) return absl::OkStatus();
-  if (array->size() != static_cast<size_t>(spec.tokens_size())) {
-    return Bad(fmt::format("{} has {} entries for {} tokens", file.wording().Key(key),
-                           array->size(), spec.tokens_size()));
+  const size_t size = SizeOf(*array);
+  if (size != static_cast<size_t>(spec.tokens_size())) {
+    return Bad(fmt::format("{} has {} entries for {} tokens", file.wording().Key(key), size,
+                           spec.tokens_size()));
   }
-  for (const Value& value : *array) {
+  for (size_t i = 0; i < size; ++i) {
     int64_t type = -1;
-    if (const auto* i = std::get_if<int64_t>(&value.v)) type = *i;
-    if (const auto* u = std::get_if<uint64_t>(&value.v)) type = static_cast<int64_t>(*u);
+    if (const auto* s = std::get_if<std::vector<int64_t>>(array)) type = (*s)[i];
+    if (const auto* u = std::get_if<std::vector<uint64_t>>(array)) {
+      type = static_cast<int64_t>((*u)[i]);
+    }
     if (type < 0 || type > 6) {
       return Bad(file.wording().Key(key) + " has an entry that is not 0 to 6");
     }
@@ -102,13 +103,13 @@ absl::Status FillIds(const ModelFile& file, internal::v1::TokenizerSpec& spec) {
     if (id >= 0) ends.insert(id);
   }
   ASSIGN_OR_RETURN(const Array* more, FindArray(file, kEndIds));
-  for (size_t i = 0; more != nullptr && i < more->size(); ++i) {
-    const uint64_t* id = std::get_if<uint64_t>(&(*more)[i].v);
-    if (id == nullptr || *id >= static_cast<uint64_t>(tokens)) {
+  for (size_t i = 0; more != nullptr && i < SizeOf(*more); ++i) {
+    const auto* ids = std::get_if<std::vector<uint64_t>>(more);
+    if (ids == nullptr || (*ids)[i] >= static_cast<uint64_t>(tokens)) {
       return Bad(fmt::format("{} names no token of the vocabulary of {}",
                              file.wording().Key(kEndIds), tokens));
     }
-    ends.insert(static_cast<int32_t>(*id));
+    ends.insert(static_cast<int32_t>((*ids)[i]));
   }
   int32_t end_mark = -1;
   bool harmony = false;  // gpt-oss: <|end|> ends a message, <|return|> the answer

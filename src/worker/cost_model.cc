@@ -218,6 +218,7 @@ absl::StatusOr<wire::CostModel> MeasureCost(engine::ModelRunner& runner, const C
     if (absl::Seconds(seconds) > kProbeMax) break;
   }
   RETURN_IF_ERROR(probe.End());
+  runner.ReleaseScratch();
   const auto p = FitPositive(prefill, {floor, floor, floor * 1e-3});
   const auto s = FitPositive(steps, {floor, floor, floor * 1e-3});
   wire::CostModel cost;

@@ -31,7 +31,7 @@ double StepSeconds(const internal::v1::CostModel& cost, double rows, double cont
 bool IsPlausible(const internal::v1::CostModel& cost);
 
 // Runs steps on the calling thread; takes the time of about a thousand prompt tokens, less on a
-// slow machine. The engine's errors are passed on.
+// slow machine. What the steps touched is given back. The engine's errors are passed on.
 absl::StatusOr<internal::v1::CostModel> MeasureCost(engine::ModelRunner& runner,
                                                     const Clock& clock);
 

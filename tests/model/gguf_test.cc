@@ -39,9 +39,32 @@ TEST(GgufTest, ReadsKeysOfEveryType) {
   EXPECT_EQ(*(*file)->GetDouble("f"), 0.5);
   EXPECT_EQ(*(*file)->GetDouble("d"), 0.25);
   EXPECT_EQ(*(*file)->GetBool("b"), true);
-  const auto& list = std::get<Array>((*file)->metadata().at("list").v);
+  const auto& list = std::get<Texts>(std::get<Array>((*file)->metadata().at("list").v));
   ASSERT_EQ(list.size(), 3u);
-  EXPECT_EQ(std::get<std::string>(list[2].v), "ccc");
+  EXPECT_EQ(list[0], "a");
+  EXPECT_EQ(list[1], "");
+  EXPECT_EQ(list[2], "ccc");
+}
+
+TEST(GgufTest, KeepsArraysOfNumbersInTheWidestType) {
+  const std::string bytes = GgufBuilder()
+                                .I32s("signed", {-1, 2})
+                                .ArrayOf("unsigned", GgufType::kU8, 2, "\x07\xff")
+                                .ArrayOf("floats", GgufType::kF32, 1, GgufBuilder::Raw(0.5f))
+                                .ArrayOf("bools", GgufType::kBool, 3, std::string_view("\0\1\0", 3))
+                                .ArrayOf("none", GgufType::kI64, 0, "")
+                                .Build();
+  const auto file = ParseGguf(bytes);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto array = [&](const char* key) {
+    return std::get<Array>((*file)->metadata().at(key).v);
+  };
+  EXPECT_EQ(array("signed"), Array(std::vector<int64_t>{-1, 2}));
+  EXPECT_EQ(array("unsigned"), Array(std::vector<uint64_t>{7, 255}));
+  EXPECT_EQ(array("floats"), Array(std::vector<double>{0.5}));
+  EXPECT_EQ(array("bools"), Array(std::vector<bool>{false, true, false}));
+  EXPECT_EQ(SizeOf(array("none")), 0u);
+  EXPECT_EQ(SizeOf(array("bools")), 3u);
 }
 
 TEST(GgufTest, NamesTheKeyThatIsMissingOrOfAnotherType) {

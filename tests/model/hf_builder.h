@@ -135,16 +135,18 @@ inline Json HfPreTokenizer(const std::string& pre) {
 
 inline JsonObject HfTokenizerOf(const ModelFile& file) {
   const std::string pre = *file.GetString("tokenizer.ggml.pre");
-  const auto array = [&](const char* key) -> const Array& {
-    return std::get<Array>(file.metadata().at(key).v);
+  const auto texts = [&](const char* key) -> const Texts& {
+    return std::get<Texts>(std::get<Array>(file.metadata().at(key).v));
   };
   JsonObject vocab;
   JsonArray added, merges;
-  const Array& tokens = array("tokenizer.ggml.tokens");
-  const Array& types = array("tokenizer.ggml.token_type");
+  const Texts& tokens = texts("tokenizer.ggml.tokens");
+  const Texts& rules = texts("tokenizer.ggml.merges");
+  const auto& types = std::get<std::vector<int64_t>>(
+      std::get<Array>(file.metadata().at("tokenizer.ggml.token_type").v));
   for (size_t id = 0; id < tokens.size(); ++id) {
-    const std::string& text = std::get<std::string>(tokens[id].v);
-    const int64_t type = std::get<int64_t>(types[id].v);
+    const std::string text(tokens[id]);
+    const int64_t type = types[id];
     if (type != 3 && type != 4) {
       vocab[text] = id;
       continue;
@@ -158,8 +160,8 @@ inline JsonObject HfTokenizerOf(const ModelFile& file) {
                                {"special", type == 3}});
   }
   bool pair = false;  // both ways of writing a rule
-  for (const Value& merge : array("tokenizer.ggml.merges")) {
-    const std::string& rule = std::get<std::string>(merge.v);
+  for (size_t i = 0; i < rules.size(); ++i) {
+    const std::string rule(rules[i]);
     const size_t space = rule.find(' ');
     pair = !pair;
     if (pair) {

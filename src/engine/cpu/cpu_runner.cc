@@ -100,6 +100,14 @@ class CpuRunner final : public ModelRunner {
     return pool_status_;
   }
 
+  void ReleaseScratch() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (state_ != State::kIdle) return;
+    }
+    forward_.ReleaseScratch();
+  }
+
   absl::Status Submit(Step step) override {
     {
       absl::MutexLock lock(&mutex_);

@@ -106,6 +106,14 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   }
 }
 
+void Forward::ReleaseScratch() {
+  quant_.Release();
+  for (Zeroed<float>* floats : {&x_, &input_, &qkv_, &gate_up_, &cos_, &sin_, &logits_, &partial_,
+                                &shard_logits_, &gathered_logits_}) {
+    floats->Release();
+  }
+}
+
 void Forward::Run(Team& team, int thread, const std::function<void(uint32_t)>& on_layer) {
   Embed(team);
   if (failed_.load(std::memory_order_relaxed)) return;

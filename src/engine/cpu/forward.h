@@ -44,6 +44,8 @@ class Forward {
   // After Run. The first error of `comm`, or Fail's.
   const absl::Status& status() const { return status_; }
   StepResult TakeResult() { return std::move(result_); }
+  // Between steps.
+  void ReleaseScratch();
 
  private:
   // So few rows every thread prepares for itself.

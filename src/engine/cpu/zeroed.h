@@ -36,6 +36,10 @@ class Zeroed {
     data_ = static_cast<T*>(data);
     size_ = size;
   }
+  // All of it is zero again and takes no memory until written.
+  void Release() {
+    if (data_ != nullptr) madvise(data_, size_ * sizeof(T), MADV_DONTNEED);
+  }
   T* data() { return data_; }
   const T* data() const { return data_; }
   size_t size() const { return size_; }
