@@ -79,8 +79,8 @@ struct RunnerShape {
   bool makes_checksums = false;  // others leave a chunk's `checksums` as they are
 };
 
-// Submit, Await, Take, UsePool and ReleaseScratch belong to one thread; Progress and Interrupt may be called from
-// any.
+// Submit, Await, Take, UsePool and ReleaseScratch belong to one thread; Progress and Interrupt may
+// be called from any.
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
