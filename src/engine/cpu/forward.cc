@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "common/status_macros.h"
 #include "engine/cpu/dequantize.h"
 
 namespace antiphon::engine::cpu {
@@ -100,6 +101,7 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
     scratch.queries.resize(queries * padded_dim_);
     scratch.attended.resize(queries * padded_dim_);
     scratch.attention.resize(AttentionScratchFloats(queries, padded_dim_));
+    CHECK(BeginsAtALine(scratch.attention.data()));
     scratch.limits.resize(queries);
     scratch.dequantized.resize(raw_columns * kGroupRows);
     scratch.dequantized_row.resize(raw_columns);

@@ -10,6 +10,7 @@
 
 #include "common/kv_layout.h"
 #include "engine/comm.h"
+#include "engine/cpu/aligned.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/look_ahead.h"
 #include "engine/cpu/team.h"
@@ -139,10 +140,10 @@ class Forward {
   };
   // What one thread needs for itself.
   struct Scratch {
-    std::vector<float> input;  // the operand of few rows
+    AlignedVector<float> input;  // the operand of few rows
     std::vector<CacheLine> quant;
-    std::vector<float> queries, attended, attention, dequantized, dequantized_row;
-    std::vector<float> halves;  // of a run of the output
+    AlignedVector<float> queries, attended, attention, dequantized, dequantized_row;
+    AlignedVector<float> halves;  // of a run of the output
     std::vector<uint32_t> limits;
     LookAhead ahead;
     Sampler sampler;
@@ -261,7 +262,7 @@ class Forward {
   std::vector<Row> rows_;
   std::vector<AttentionTask> attention_tasks_;
   std::vector<Split> splits_;
-  std::vector<float> partials_;                // of all splits; grows with the longest context seen
+  AlignedVector<float> partials_;              // of all splits; grows with the longest context seen
   std::vector<std::atomic<int>> pieces_left_;  // of each split and kv head
   std::vector<Strip> strips_;                  // empty: the rows go through the layers together
   std::vector<std::atomic<uint32_t>> written_;    // layers whose K and V a strip has written

@@ -154,7 +154,9 @@ struct Attention {
   size_t value_offset = 0;
   bool f32_cache = false;  // else bf16
 
-  float* scratch = nullptr;  // AttentionScratchFloats(count, padded_dim)
+  // AttentionScratchFloats(count, padded_dim); where it begins at no cache line, all takes a tenth
+  // longer.
+  float* scratch = nullptr;
 
   // What the caller will attend to next: the first tile of its positions [next_first, next_end) is
   // prefetched. `next_offset`: its offsets less these.
