@@ -4,6 +4,8 @@
 //   engine_bench MODEL THREADS generate STREAMS [TOKENS [CONTEXT]]
 //                                                 64 greedy tokens each, after 128 of context
 //   engine_bench MODEL THREADS context LENGTH     64 greedy tokens after LENGTH of context
+//   engine_bench MODEL THREADS asked LENGTH       such a prompt whenever a line comes, as a server
+//                                                 is asked: prints the seconds of each
 //   engine_bench MODEL weights                    what a token reads and multiplies
 //   engine_bench --instruction-set                what "auto" stands for on this machine
 //
@@ -66,6 +68,24 @@ class Bench {
     const auto started = std::chrono::steady_clock::now();
     Prefill(stream);
     return length / SecondsSince(started);
+  }
+
+  // What a server that stood idle finds: nothing of the engine is in the processor's caches.
+  void Asked(uint32_t length) {
+    Stream warm = NewStream(std::min(length, kChunk), 0, 0);
+    Prefill(warm);
+    uint32_t number = 0;
+    do {
+      Stream stream = NewStream(length, 1000 * ++number, 0);
+      if (number > 1) {
+        const auto started = std::chrono::steady_clock::now();
+        Prefill(stream);
+        std::printf("%.6f\n", SecondsSince(started));
+      } else {
+        std::printf("ready\n");
+      }
+      std::fflush(stdout);
+    } while (std::getchar() != EOF);
   }
 
   double Generate(uint32_t count, uint32_t context, uint32_t tokens) {
@@ -190,16 +210,21 @@ int Main(int argc, char** argv) {
   const auto number = [&](int i, int other) { return argc > i ? std::atoi(argv[i]) : other; };
   const int threads = number(2, 0), size = number(4, 0);
   const int tokens = number(5, kGenerated), context = number(6, kContext);
-  if ((what != "prompt" && what != "generate" && what != "context") || threads < 1 || size < 1 ||
-      tokens < 1 || context < 1 || argc > (what == "generate" ? 7 : 5)) {
+  const bool known = what == "prompt" || what == "asked" || what == "generate" || what == "context";
+  if (!known || threads < 1 || size < 1 || tokens < 1 || context < 1 ||
+      argc > (what == "generate" ? 7 : 5)) {
     std::fprintf(stderr,
-                 "usage: engine_bench MODEL THREADS prompt|generate|context SIZE\n"
+                 "usage: engine_bench MODEL THREADS prompt|asked|generate|context SIZE\n"
                  "       engine_bench MODEL THREADS generate STREAMS [TOKENS [CONTEXT]]\n");
     return 2;
   }
   const uint64_t before_load_bytes = PeakBytes();
   Bench bench(argv[1], threads);
   const uint32_t n = static_cast<uint32_t>(size);
+  if (what == "asked") {
+    bench.Asked(n);
+    return 0;
+  }
   const double speed = what == "prompt"     ? bench.Prompt(n)
                        : what == "generate" ? bench.Generate(n, static_cast<uint32_t>(context),
                                                              static_cast<uint32_t>(tokens))
