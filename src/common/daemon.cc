@@ -30,6 +30,8 @@ namespace antiphon {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(200);
+// While it is ready. Every look takes a core from an engine on this host.
+constexpr absl::Duration kReadyTick = absl::Seconds(1);
 // Until it is ready for the first time: a restart takes less than a tick.
 constexpr absl::Duration kStartTick = absl::Milliseconds(10);
 // What starting has left of free memory goes back so long after a daemon is ready: by then the
@@ -242,7 +244,10 @@ class Watch {
     }
   }
 
-  absl::Duration interval() const { return was_ready_ ? kTick : kStartTick; }
+  absl::Duration interval() const {
+    if (!was_ready_) return kStartTick;
+    return last_->empty() ? std::min(kReadyTick, watchdog_ / 2) : kTick;
+  }
 
  private:
   Health& health_;

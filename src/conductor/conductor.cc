@@ -12,7 +12,9 @@
 namespace antiphon::conductor {
 namespace {
 
-constexpr absl::Duration kTick = absl::Milliseconds(100);
+// Between two looks at the clock: not sooner, not later.
+constexpr absl::Duration kTickMin = absl::Milliseconds(10);
+constexpr absl::Duration kTickMax = absl::Milliseconds(500);
 // Nodes reconnect within about a second; before that, "no worker" proves nothing.
 constexpr absl::Duration kWarmUp = absl::Seconds(2);
 constexpr size_t kWaitingAdmitsMax = 4096;
@@ -57,7 +59,9 @@ void Conductor::Tick() {
   instruments_.OnSummary(core_.Summarise(), core_.view().index.blocks());
   ServeWaitingAdmits();
   ServeWaitingBlobs();
-  timer_ = executor_.PostAfter(kTick, [this] { Tick(); });
+  absl::Time next = core_.next_tick();
+  if (!waiting_admits_.empty()) next = std::min(next, started_at_ + kWarmUp);
+  timer_ = executor_.PostAfter(std::clamp(next - Now(), kTickMin, kTickMax), [this] { Tick(); });
 }
 
 SessionId Conductor::Open(Session* session) {

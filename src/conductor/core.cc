@@ -294,18 +294,35 @@ void Core::Settle(Actions& actions) {
   decode_ready_ = decode;
 }
 
+// Gateways have nothing to report; their stream's end says it all.
+absl::Time Core::SilentAt(const Node& node) const {
+  if (node.kind == wire::NODE_KIND_GATEWAY || node.session == 0 || node.silent) {
+    return absl::InfiniteFuture();
+  }
+  return node.reported_at + options_.node_timeout;
+}
+
+absl::Time Core::GoneAt(const Node& node) const {
+  if (node.kind == wire::NODE_KIND_GATEWAY || node.session != 0) return absl::InfiniteFuture();
+  return node.lost_at + options_.lost_kept;
+}
+
+absl::Time Core::next_tick() const {
+  absl::Time next = expiries_.empty() ? absl::InfiniteFuture() : expiries_.begin()->first;
+  for (const auto& [id, node] : nodes_) next = std::min({next, SilentAt(*node), GoneAt(*node)});
+  return next;
+}
+
 void Core::Tick(absl::Time now, Actions& actions) {
   bool changed = false;
   std::vector<NodeId> gone;
   for (const auto& [id, node] : nodes_) {
-    // Gateways have nothing to report; their stream's end says it all.
-    if (node->kind == wire::NODE_KIND_GATEWAY) continue;
-    if (node->session != 0 && !node->silent && node->reported_at + options_.node_timeout < now) {
+    if (SilentAt(*node) <= now) {
       node->silent = true;
       SetState(*node);
       changed = true;
     }
-    if (node->session == 0 && node->lost_at + options_.lost_kept < now) gone.push_back(id);
+    if (GoneAt(*node) <= now) gone.push_back(id);
   }
   for (const NodeId& id : gone) Remove(id);
   if (changed || !gone.empty()) Settle(actions);

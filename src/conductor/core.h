@@ -104,8 +104,10 @@ class Core {
   absl::Status OnReport(SessionId session, const wire::NodeReport& report, absl::Time now,
                         Actions& actions);
   void OnSessionEnd(SessionId session, absl::Time now, Actions& actions);
-  // Every 100 ms or so: nodes without reports are lost, forgotten requests end.
+  // Nodes without reports are lost, forgotten requests end.
   void Tick(absl::Time now, Actions& actions);
+  // When Tick has something to do, as things are.
+  absl::Time next_tick() const;
 
   // Decides and, when placed, counts the request at its workers until it finishes. A second call
   // for one id replaces the first. ABORTED when a higher epoch was seen.
@@ -154,6 +156,9 @@ class Core {
   absl::Status OnBlob(Node& node, const wire::Blob& blob, Actions& actions);
   void ForgetBlocks(Node& node);
   void SetState(Node& node);
+  // When Tick calls the node silent, and when it forgets it.
+  absl::Time SilentAt(const Node& node) const;
+  absl::Time GoneAt(const Node& node) const;
   void Remove(const NodeId& id);
   // After nodes came, went or changed state: stores of workers, and who must hear of it.
   void Settle(Actions& actions);

@@ -350,6 +350,18 @@ void DecodeCore::EndAll(const absl::Status& status) {
   for (Sequence* s : live) Fail(*s, status, options_.self.value());
 }
 
+absl::Time DecodeCore::StallAt(const Sequence& s) const {
+  return s.copies.empty() ? absl::InfiniteFuture() : s.fetch_moved + options_.fetch_stall_max;
+}
+
+absl::Time DecodeCore::next_deadline() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [handle, s] : sequences_) {
+    if (!s->ended) next = std::min({next, s->deadline, StallAt(*s)});
+  }
+  return next;
+}
+
 void DecodeCore::Tick(absl::Time now) {
   std::vector<Sequence*> live;
   for (auto& [handle, s] : sequences_) {
@@ -358,7 +370,7 @@ void DecodeCore::Tick(absl::Time now) {
   for (Sequence* s : live) {
     if (s->deadline <= now) {
       Fail(*s, absl::DeadlineExceededError("the request's deadline passed"), "");
-    } else if (!s->copies.empty() && now - s->fetch_moved > options_.fetch_stall_max) {
+    } else if (StallAt(*s) <= now) {
       ++counters_.fetch_failures;
       FailPrefill(*s, absl::UnavailableError("KV that prefill announced does not arrive"));
     }

@@ -148,6 +148,8 @@ class DecodeCore {
 
   // Ends what is past its deadline.
   void Tick(absl::Time now);
+  // When Tick has something to do, as things are.
+  absl::Time next_deadline() const;
   void SetDraining() { draining_ = true; }
   void SetStepCost(const StepCost& cost) { cost_ = cost; }
   void EndAll(const absl::Status& status);
@@ -177,6 +179,8 @@ class DecodeCore {
   void Refuse(uint64_t gateway, const wire::Start& start, const absl::Status& status);
   void Fail(Sequence& s, const absl::Status& status, const std::string& failed_node);
   void Drop(Sequence& s);
+  // When its fetch counts as stalled.
+  absl::Time StallAt(const Sequence& s) const;
   void Clean(Sequence& s);
 
   // handoff.cc

@@ -7,7 +7,7 @@
 namespace antiphon::gateway {
 namespace {
 
-// How exactly deadlines and retries are kept.
+// How exactly deadlines and retries are kept: looks at the clock are no closer.
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 
 }  // namespace
@@ -25,7 +25,6 @@ void Dispatcher::Submit(const RequestId& request, std::unique_ptr<Exchange> exch
   requests_[request] = std::move(running);
   r.exchange->Begin(options_.clock->Now());
   Perform(request, r);
-  ArmTick();
 }
 
 void Dispatcher::Cancel(const RequestId& request) {
@@ -112,7 +111,8 @@ void Dispatcher::Perform(const RequestId& request, Running& running) {
   for (ToCluster& report : reports) {
     PerformOnCluster(request, running, report.choice, report.action);
   }
-  if (done) Remove(request);
+  if (done) return Remove(request);
+  WakeAt(running.exchange->next_timer());
 }
 
 void Dispatcher::PerformOnCluster(const RequestId& request, Running& running, uint32_t choice,
@@ -155,21 +155,31 @@ void Dispatcher::Remove(const RequestId& request) {
   requests_.erase(it);
 }
 
-void Dispatcher::ArmTick() {
-  if (ticking_ || requests_.empty()) return;
-  ticking_ = true;
-  options_.executor->PostAfter(kTick, [this] {
-    ticking_ = false;
+// The timer goes off for the earliest of all; what moves later in the meantime makes it find
+// nothing, and it is set anew.
+void Dispatcher::WakeAt(absl::Time due) {
+  if (due >= wake_at_) return;
+  if (timer_ != 0) options_.executor->CancelTimer(timer_);
+  wake_at_ = due;
+  const absl::Duration wait = std::max(kTick, due - options_.clock->Now());
+  timer_ = options_.executor->PostAfter(wait, [this] {
+    timer_ = 0;
+    wake_at_ = absl::InfiniteFuture();
     Tick();
-    ArmTick();
   });
 }
 
 void Dispatcher::Tick() {
   const absl::Time now = options_.clock->Now();
   std::vector<RequestId> due;
+  absl::Time next = absl::InfiniteFuture();
   for (const auto& [id, running] : requests_) {
-    if (running->exchange->next_timer() <= now) due.push_back(id);
+    const absl::Time timer = running->exchange->next_timer();
+    if (timer <= now) {
+      due.push_back(id);
+    } else {
+      next = std::min(next, timer);
+    }
   }
   std::sort(due.begin(), due.end());
   for (const RequestId& id : due) {
@@ -178,6 +188,7 @@ void Dispatcher::Tick() {
     it->second->exchange->OnTimer(now);
     Perform(id, *it->second);
   }
+  WakeAt(next);
 }
 
 }  // namespace antiphon::gateway

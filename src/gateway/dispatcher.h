@@ -68,14 +68,15 @@ class Dispatcher final : public Upstream::Listener {
   void Deliver(const RequestId& request, uint32_t choice,
                const std::function<void(Generation&)>& event);
   void Remove(const RequestId& request);
-  void ArmTick();
+  void WakeAt(absl::Time due);
   void Tick();
 
   const Options options_;
   Upstream* upstream_ = nullptr;
   absl::flat_hash_map<RequestId, std::unique_ptr<Running>> requests_;
   absl::flat_hash_map<RequestId, Place> generations_;
-  bool ticking_ = false;
+  absl::Time wake_at_ = absl::InfiniteFuture();
+  Executor::TimerId timer_ = 0;  // 0: none is set
 };
 
 }  // namespace antiphon::gateway

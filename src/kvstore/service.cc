@@ -34,7 +34,9 @@
 namespace antiphon::kvstore {
 namespace {
 
-constexpr absl::Duration kLoadEvery = absl::Milliseconds(250);
+// The conductors hear how full the pool is when its blocks change, and that the store is alive.
+constexpr absl::Duration kLoadEvery = absl::Milliseconds(500);
+constexpr absl::Duration kLoadSpacing = absl::Milliseconds(100);
 constexpr absl::Duration kEventsAfter = absl::Milliseconds(2);  // collects a batch
 constexpr absl::Duration kIdleCheckEvery = absl::Milliseconds(50);
 
@@ -230,7 +232,9 @@ class KvStoreService final : public Service {
   void FlushEvents() {
     events_scheduled_ = false;
     wire::NodeReport report;
-    if (node_->TakeEvents(*report.mutable_events()) && link_ != nullptr) link_->Broadcast(report);
+    if (!node_->TakeEvents(*report.mutable_events()) || link_ == nullptr) return;
+    link_->Broadcast(report);
+    if (clock_.Now() >= load_sent_ + kLoadSpacing) SendLoad();
   }
 
   void SendLoad() {
@@ -240,6 +244,7 @@ class KvStoreService final : public Service {
     // is better than "none free". That the report comes says that the store is alive.
     if (node_->core() != nullptr) node_->FillLoad(*report.mutable_store_load());
     link_->Broadcast(report);
+    load_sent_ = clock_.Now();
   }
 
   void ReportLoad() {
@@ -289,6 +294,7 @@ class KvStoreService final : public Service {
 
   // The executor's.
   bool events_scheduled_ = false;
+  absl::Time load_sent_ = absl::InfinitePast();
   absl::AnyInvocable<void()> drained_;
 };
 

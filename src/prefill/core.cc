@@ -286,6 +286,14 @@ void PrefillCore::EndAll(const absl::Status& status) {
   for (uint64_t handle : live) Finish(*streams_[handle], status);
 }
 
+absl::Time PrefillCore::next_deadline() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [handle, s] : streams_) {
+    if (!s->ended) next = std::min(next, s->deadline);
+  }
+  return next;
+}
+
 void PrefillCore::Tick(absl::Time now) {
   std::vector<uint64_t> late;
   for (const auto& [handle, s] : streams_) {

@@ -135,6 +135,8 @@ class PrefillCore {
 
   // Ends what is past its deadline.
   void Tick(absl::Time now);
+  // When Tick has something to do, as things are.
+  absl::Time next_deadline() const;
   void SetDraining() { draining_ = true; }
   void SetSecondsPerToken(double seconds) { options_.seconds_per_token = seconds; }
   void EndAll(const absl::Status& status);

@@ -10,7 +10,7 @@
 namespace antiphon::worker {
 namespace {
 
-// How long the loop sleeps at most: deadlines and stalls are looked at so often.
+// Deadlines and stalls are looked at no more often.
 constexpr absl::Duration kTick = absl::Milliseconds(100);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr absl::Duration kReportSpacing = absl::Milliseconds(20);
@@ -304,7 +304,15 @@ internal::v1::WorkerLoad StepLoop::LoadNow() const {
   return load;
 }
 
-absl::Duration StepLoop::Patience() const { return report_owed_ ? kReportSpacing : kTick; }
+absl::Duration StepLoop::Patience() const {
+  if (prefill_ == nullptr) return kReportEvery;
+  const absl::Time now = options_.clock->Now();
+  if (report_owed_) return kReportSpacing;
+  const absl::Time deadline = std::min(prefill_->next_deadline(), decode_->next_deadline());
+  const absl::Time next =
+      std::min({next_report_, std::max(deadline, next_tick_), queue_.next_timer()});
+  return std::clamp(next - now, absl::Milliseconds(1), kReportEvery);
+}
 
 // Metrics always; the conductors on change and every 500 ms.
 void StepLoop::Report() {

@@ -21,8 +21,10 @@ Executor::TimerId StepQueue::PostAfter(absl::Duration delay, Closure closure) {
   const absl::Time at = clock_->Now() + delay;
   absl::MutexLock lock(&mu_);
   const TimerId id = next_timer_++;
-  if (!closed_) timers_.emplace(std::pair(at, id), std::move(closure));
+  if (closed_) return id;
+  timers_.emplace(std::pair(at, id), std::move(closure));
   posted_.Signal();
+  if (interrupt_) interrupt_();
   return id;
 }
 
@@ -61,6 +63,11 @@ bool StepQueue::Run(absl::Duration wait) {
     closure = nullptr;  // what it owns goes before the next one runs
   }
   return !due.empty();
+}
+
+absl::Time StepQueue::next_timer() const {
+  absl::MutexLock lock(&mu_);
+  return timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first.first;
 }
 
 void StepQueue::Close() {

@@ -28,6 +28,8 @@ class StepQueue final : public Executor {
   // Runs what is due; when nothing is, waits for it, at most `wait`. False: nothing was. The loop's
   // thread only.
   bool Run(absl::Duration wait);
+  // Infinite future: none is set.
+  absl::Time next_timer() const;
   // Called, on any thread and with the queue locked, whenever something is posted: for a loop that
   // may be waiting elsewhere.
   void SetInterrupt(std::function<void()> interrupt);
@@ -38,7 +40,7 @@ class StepQueue final : public Executor {
   void TakeDue(absl::Time now, std::deque<Closure>& due) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Clock* clock_;
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   absl::CondVar posted_;
   std::function<void()> interrupt_ ABSL_GUARDED_BY(mu_);
   std::deque<Closure> ready_ ABSL_GUARDED_BY(mu_);

@@ -213,6 +213,27 @@ TEST(CoreTest, ANodeThatStopsReportingIsLostUntilItReportsAgain) {
   EXPECT_TRUE(h.actions.models_changed);
 }
 
+TEST(CoreTest, SaysWhenItWillHaveSomethingToDo) {
+  Harness h;
+  EXPECT_EQ(h.core.next_tick(), absl::InfiniteFuture());
+  h.Worker("p", kPrefill);
+  h.Worker("d", kDecode);
+  h.Advance(absl::Seconds(1));
+  h.Report("d", LoadReport(0));
+  EXPECT_EQ(h.core.next_tick(), h.now + absl::Seconds(2));  // p is silent
+  h.now = h.core.next_tick();
+  h.Tick();
+  EXPECT_EQ(StateOf(h, "p"), "lost");
+  EXPECT_EQ(StateOf(h, "d"), "ready");
+  EXPECT_EQ(h.core.next_tick(), h.now + absl::Seconds(1));  // and then d
+  h.Lose("d");
+  h.Lose("p");
+  EXPECT_EQ(h.core.next_tick(), h.now + absl::Seconds(60));
+  h.now = h.core.next_tick();
+  h.Tick();
+  EXPECT_EQ(StateOf(h, "p"), "absent");
+}
+
 TEST(CoreTest, ALostNodeLeavesTheViewAfterAWhile) {
   Harness h;
   h.Worker("p", kPrefill);

@@ -9,6 +9,7 @@
 #include "antiphon/v1/control.pb.h"
 #include "antiphon/v1/worker.pb.h"
 #include "common/block_key.h"
+#include "common/status_macros.h"
 #include "conductor/core.h"
 
 namespace antiphon::conductor {
@@ -158,7 +159,10 @@ class Harness {
   void Lose(const std::string& node) { core.OnSessionEnd(sessions.at(node), now, actions); }
   // Time passes and every session but `silent` reports that nothing changed.
   void Advance(absl::Duration d) { now += d; }
-  void Tick() { core.Tick(now, actions); }
+  void Tick() {
+    core.Tick(now, actions);
+    CHECK(core.next_tick() > now);  // or it left something undone
+  }
 
   Request MakeRequest(uint32_t tokens, std::vector<BlockKey> keys = {}) {
     Request request;

@@ -203,7 +203,7 @@ TEST_F(WaitingTest, StatusAndMetricsTellTheState) {
   status.Clear();
   conductor_.FillStatus(status);
   EXPECT_EQ(status.state(), "degraded");
-  executor_.Advance(absl::Milliseconds(100));
+  executor_.Advance(absl::Milliseconds(500));
   const std::string page = registry_.Render();
   for (const char* line :
        {"antiphon_admission_decisions_total{daemon=\"conductor\",decision=\"admit\","

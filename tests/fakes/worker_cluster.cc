@@ -394,10 +394,12 @@ void WorkerCluster::Advance(absl::Duration d) {
   now_ += d;
   for (auto& worker : prefills_) {
     worker->core->Tick(now_);
+    EXPECT_GT(worker->core->next_deadline(), now_);
     Perform(*worker);
   }
   for (uint32_t i = 0; i < decodes_.size(); ++i) {
     decodes_[i]->core->Tick(now_);
+    EXPECT_GT(decodes_[i]->core->next_deadline(), now_);
     Perform(*decodes_[i], i);
   }
 }

@@ -12,12 +12,23 @@
 namespace antiphon::gateway {
 namespace {
 
-// Keeps what is posted and never runs it: nothing here waits for a tick.
-class IdleExecutor final : public Executor {
+// Runs a timer when told to, and nothing else.
+class ManualExecutor final : public Executor {
  public:
   void Post(Closure) override {}
-  TimerId PostAfter(absl::Duration, Closure) override { return 1; }
-  void CancelTimer(TimerId) override {}
+  TimerId PostAfter(absl::Duration delay, Closure closure) override {
+    EXPECT_FALSE(timer) << "one at a time";
+    delays.push_back(delay);
+    timer = std::move(closure);
+    return delays.size();
+  }
+  void CancelTimer(TimerId id) override {
+    EXPECT_EQ(id, delays.size());
+    timer = nullptr;
+  }
+
+  std::vector<absl::Duration> delays;
+  Closure timer;
 };
 
 // Cluster and client at once: what reaches them, in order.
@@ -73,7 +84,7 @@ class DispatcherTest : public testing::Test {
   }
 
   const RequestId kId{{1}};
-  IdleExecutor executor_;
+  ManualExecutor executor_;
   std::shared_ptr<Recorder> recorder_ = std::make_shared<Recorder>();
   Dispatcher dispatcher_{{.executor = &executor_, .clock = &Clock::Real()}};
 };
@@ -85,6 +96,22 @@ TEST_F(DispatcherTest, TheClientsTextGoesAheadOfTheConductorsReports) {
   EXPECT_EQ(recorder_->Take(),
             (std::vector<std::string>{"text", "choice ends", "done", "report of the end"}));
   EXPECT_EQ(dispatcher_.running(), 0u);
+}
+
+TEST_F(DispatcherTest, SleepsUntilTheFirstTimerOfARequest) {
+  ASSERT_EQ(executor_.delays.size(), 1u);
+  const absl::Duration whole = executor_.delays[0];
+  EXPECT_GT(whole, absl::Minutes(1));
+  Token(0, false);  // from here on its decode worker may stall
+  Token(1, false);
+  ASSERT_EQ(executor_.delays.size(), 2u);
+  EXPECT_LE(executor_.delays[1], GenerationLimits{}.stall_min);
+  EXPECT_GT(executor_.delays[1], absl::ZeroDuration());
+  std::exchange(executor_.timer, nullptr)();  // too early: tokens came
+  ASSERT_EQ(executor_.delays.size(), 3u);
+  Token(2, true);
+  std::exchange(executor_.timer, nullptr)();
+  EXPECT_EQ(executor_.delays.size(), 3u) << "nothing runs, nothing wakes";
 }
 
 TEST_F(DispatcherTest, ARequestOfOneTokenIsReportedTwice) {

@@ -115,6 +115,7 @@ void ConductorProcess::Finish(const wire::FinishReport& report) {
 void ConductorProcess::Tick() {
   conductor::Actions actions;
   core_.Tick(Now(), actions);
+  if (core_.next_tick() <= Now()) world().violations.push_back("the conductor's tick did not end");
   Perform(actions);
   After(absl::Milliseconds(50), [this] { Tick(); });
 }

@@ -99,6 +99,20 @@ TEST_F(PrefillCoreTest, AConsumerOnTheSameHostHearsBeforeTheStore) {
   EXPECT_EQ(store_.errors(), 0u) << store_.last_error();
 }
 
+TEST_F(PrefillCoreTest, SaysWhenTheFirstDeadlinePasses) {
+  EXPECT_EQ(core_.next_deadline(), absl::InfiniteFuture());
+  wire::PrefillOpen open = MakeOpen(kIncarnation);
+  open.set_deadline_ms(50);
+  core_.OnOpen(kStream, open, now_);
+  EXPECT_EQ(core_.next_deadline(), now_ + absl::Milliseconds(50));
+  open.set_id(std::string(16, 'j'));
+  open.set_deadline_ms(20);
+  core_.OnOpen(kStream + 1, open, now_);
+  EXPECT_EQ(core_.next_deadline(), now_ + absl::Milliseconds(20));
+  core_.Tick(now_ + absl::Milliseconds(20));
+  EXPECT_EQ(core_.next_deadline(), now_ + absl::Milliseconds(50));
+}
+
 TEST_F(PrefillCoreTest, AConsumerElsewhereGetsTheChecksumsWithTheToken) {
   Compute(kIncarnation + 1);
   const Done told = Perform();

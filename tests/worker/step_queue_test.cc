@@ -29,9 +29,14 @@ TEST(StepQueueTest, WhateverIsPostedInterrupts) {
   queue.Post([] {});
   queue.Post([] {});
   EXPECT_EQ(interrupts, 2);
+  // Who waits elsewhere has to wait for less.
+  EXPECT_EQ(queue.next_timer(), absl::InfiniteFuture());
+  queue.PostAfter(absl::Seconds(60), [] {});
+  EXPECT_EQ(interrupts, 3);
+  EXPECT_LT(queue.next_timer(), Clock::Real().Now() + absl::Seconds(61));
   queue.Close();
   queue.Post([] {});
-  EXPECT_EQ(interrupts, 2);
+  EXPECT_EQ(interrupts, 3);
 }
 
 }  // namespace
