@@ -14,6 +14,8 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(100);
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr absl::Duration kReportSpacing = absl::Milliseconds(20);
+// What changes a load also starts a step, which goes ahead of the news.
+constexpr absl::Duration kReportAfter = absl::Milliseconds(2);
 constexpr absl::Duration kStuckAfter = absl::Seconds(120);
 // Both cores count their sequences from 1; the runner tells them apart by this bit.
 constexpr uint64_t kPrefillSequence = uint64_t{1} << 63;
@@ -92,7 +94,7 @@ void StepLoop::Begin(std::unique_ptr<engine::ModelRunner> runner, internal::v1::
 void StepLoop::Run() {
   while (!stop_) {
     const bool can_run = prefill_ != nullptr;
-    if (queue_.Run(idle_ ? Patience() : absl::ZeroDuration())) report_owed_ = true;
+    const bool heard = queue_.Run(idle_ ? Patience() : absl::ZeroDuration());
     if (!can_run) continue;
     const absl::Time now = options_.clock->Now();
     if (now >= next_tick_) {
@@ -100,11 +102,15 @@ void StepLoop::Run() {
       prefill_->Tick(now);
       decode_->Tick(now);
     }
-    Perform();
-    if (!stepping_) StartStep();
+    // A step starts before anybody hears of what has happened: messages take time to write.
+    if (stepping_) {
+      Perform();
+    } else {
+      StartStep();
+    }
     idle_ = !stepping_;
+    Report(heard);
     if (stepping_) WatchStep();
-    Report();
   }
   // The pool must stay mapped until the engine has let go of it.
   while (stepping_) WatchStep();
@@ -118,6 +124,7 @@ void StepLoop::Run() {
 
 void StepLoop::StartStep() {
   if (store_lost_) {
+    Perform();  // what was meant for the lost one
     store_lost_ = false;
     // Other ranks of the engine would keep the lost store's memory alive.
     if (absl::Status status = runner_->UsePool({}); !status.ok()) EndAfter(status);
@@ -304,21 +311,25 @@ internal::v1::WorkerLoad StepLoop::LoadNow() const {
   return load;
 }
 
+absl::Time StepLoop::ReportDue() const {
+  if (!report_owed_) return next_report_;
+  return std::min(next_report_,
+                  std::max(last_report_ + kReportSpacing, changed_at_ + kReportAfter));
+}
+
 absl::Duration StepLoop::Patience() const {
   if (prefill_ == nullptr) return kReportEvery;
-  const absl::Time now = options_.clock->Now();
-  if (report_owed_) return kReportSpacing;
   const absl::Time deadline = std::min(prefill_->next_deadline(), decode_->next_deadline());
   const absl::Time next =
-      std::min({next_report_, std::max(deadline, next_tick_), queue_.next_timer()});
-  return std::clamp(next - now, absl::Milliseconds(1), kReportEvery);
+      std::min({ReportDue(), std::max(deadline, next_tick_), queue_.next_timer()});
+  return std::clamp(next - options_.clock->Now(), absl::Milliseconds(1), kReportEvery);
 }
 
 // Metrics always; the conductors on change and every 500 ms.
-void StepLoop::Report() {
+void StepLoop::Report(bool heard) {
   const absl::Time now = options_.clock->Now();
   // The loop comes by at every layer; counting what it holds would cost more than the layer.
-  if (stepping_ && now < next_count_) return;
+  if (stepping_ && !heard && now < next_count_ && now < ReportDue()) return;
   next_count_ = now + kReportSpacing;
   const prefill::Load prefill = prefill_->load();
   const decode::Load decode = decode_->load();
@@ -340,8 +351,12 @@ void StepLoop::Report() {
     for (auto& done : std::exchange(when_idle_, {})) done();
   }
   const uint64_t said = (uint64_t{prefill.waiting} << 32) | (decode.running + decode.prefilling);
+  if (said != noticed_) {
+    noticed_ = said;
+    changed_at_ = now;
+  }
   report_owed_ = said != reported_;
-  if (now < next_report_ && (!report_owed_ || now < last_report_ + kReportSpacing)) return;
+  if (now < ReportDue()) return;
   report_owed_ = false;
   reported_ = said;
   last_report_ = now;

@@ -112,7 +112,8 @@ class StepLoop final : public prefill::StreamHandler,
   void LookAtEngine();
   // How long nothing may happen before the loop looks again.
   absl::Duration Patience() const;
-  void Report();
+  absl::Time ReportDue() const;
+  void Report(bool heard);
   internal::v1::WorkerLoad LoadNow() const;
 
   const StepLoopOptions options_;
@@ -146,7 +147,9 @@ class StepLoop final : public prefill::StreamHandler,
   absl::Time next_report_ = absl::InfinitePast();
   absl::Time last_report_ = absl::InfinitePast();
   uint64_t reported_ = 0;     // what the last report said, in short
-  bool report_owed_ = false;  // something may have changed since
+  uint64_t noticed_ = 0;      // what the next would say, when it was looked at last
+  absl::Time changed_at_ = absl::InfinitePast();
+  bool report_owed_ = false;  // it has changed since
   std::vector<absl::AnyInvocable<void()>> when_idle_;
 
   std::atomic<bool> stop_{false};
