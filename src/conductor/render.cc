@@ -13,6 +13,7 @@ void Core::FillPlacement(const Decision& decision, wire::Placement& placement) c
   const Worker* decode = view_.FindWorker(decision.decodes.front().node);
   placement.set_prefill_node(prefill->id.value());
   placement.set_prefill_address(prefill->rpc_address);
+  placement.set_prefill_store_incarnation(prefill->store_incarnation);
   placement.set_decode_node(decode->id.value());
   placement.set_decode_address(decode->rpc_address);
   placement.set_predicted_ttft_s(decision.predicted_ttft_s);

@@ -125,7 +125,9 @@ void DecodeCore::OnStoreReply(const wire::StoreReply& reply, absl::Time now) {
         return Fail(*s, status, options_.self.value());
       }
       s->spare = std::move(slots);
-      if (--s->first_replies_missing == 0) OpenPrefillFor(*s, now);
+      --s->first_replies_missing;
+      if (s->state == Sequence::State::kPrefilling) return JoinWhenComplete(*s, now);
+      if (s->first_replies_missing == 0) OpenPrefillFor(*s, now);
       return;
     case CallKind::kReserveRemote: {
       if (!status.ok()) {
@@ -268,7 +270,13 @@ void DecodeCore::OnStart(uint64_t gateway, const wire::Start& start, absl::Time 
   sequences_.emplace(s.handle, std::move(owned));
   by_id_[id] = s.handle;
 
-  PinAndReserve(s);
+  if (s.placement.prefill_store_incarnation() == store_.incarnation) {
+    // Prefill looks for the prompt's blocks in the same store, and tells of all of them.
+    ReserveFirst(s);
+    return OpenPrefillFor(s, now);
+  }
+  PinPrefix(s);
+  ReserveFirst(s);
 }
 
 wire::SequenceUpdate& DecodeCore::UpdateFor(uint64_t gateway, const std::string& id,

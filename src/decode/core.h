@@ -184,7 +184,8 @@ class DecodeCore {
   void Clean(Sequence& s);
 
   // handoff.cc
-  void PinAndReserve(Sequence& s);
+  void PinPrefix(Sequence& s);
+  void ReserveFirst(Sequence& s);
   void OpenPrefillFor(Sequence& s, absl::Time now);
   void OnReady(Sequence& s, const wire::Ready& ready, absl::Time now);
   bool ReadyIsSane(const Sequence& s, const wire::Ready& ready) const;

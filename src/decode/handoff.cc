@@ -32,15 +32,17 @@ void CopyTokens(const KvLayout& layout, const std::byte* from, std::byte* to, ui
 
 }  // namespace
 
-// What this host has of the prompt; and one slot, for the prompt's partial last block, or else for
-// the block after it. In one piece: the store pins before it makes room.
-void DecodeCore::PinAndReserve(Sequence& s) {
-  if (!s.keys.empty()) {
-    wire::StoreRequest request;
-    for (const BlockKey& key : s.keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
-    ++s.first_replies_missing;
-    CallStore(std::move(request), {CallKind::kPin, s.handle});
-  }
+// What this host has of the prompt. Before ReserveFirst: the store pins before it makes room.
+void DecodeCore::PinPrefix(Sequence& s) {
+  if (s.keys.empty()) return;
+  wire::StoreRequest request;
+  for (const BlockKey& key : s.keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
+  ++s.first_replies_missing;
+  CallStore(std::move(request), {CallKind::kPin, s.handle});
+}
+
+// One slot, for the prompt's partial last block, or else for the block after it.
+void DecodeCore::ReserveFirst(Sequence& s) {
   wire::StoreRequest request;
   request.mutable_reserve()->set_count(1);
   ++s.first_replies_missing;
@@ -291,7 +293,8 @@ void DecodeCore::BlockIsReady(Sequence& s, uint32_t index) {
 }
 
 void DecodeCore::JoinWhenComplete(Sequence& s, absl::Time now) {
-  if (s.state != Sequence::State::kPrefilling || !s.first_token_seen || s.blocks_missing > 0) {
+  if (s.state != Sequence::State::kPrefilling || !s.first_token_seen || s.blocks_missing > 0 ||
+      s.first_replies_missing > 0) {
     return;
   }
   s.state = Sequence::State::kRunning;

@@ -119,7 +119,8 @@ absl::Status StoreNode::Apply(SessionId id, const wire::StoreRequest& request,
       metrics_->hits.Add(static_cast<double>(slots.size()));
       metrics_->misses.Add(static_cast<double>(keys.size() - slots.size()));
       AddSlots(slots, reply);
-      return absl::OkStatus();
+      if (request.pin_prefix().reserve_to() <= slots.size()) return absl::OkStatus();
+      return ReserveBehind(id, slots, request.pin_prefix().reserve_to(), reply);
     }
     case wire::StoreRequest::kPinSlots:
       return core_->PinSlots(id, SlotsFrom(request.pin_slots().slots()));
@@ -143,6 +144,19 @@ absl::Status StoreNode::Apply(SessionId id, const wire::StoreRequest& request,
     default:
       return absl::InvalidArgumentError("op is missing or unknown to this store");
   }
+}
+
+absl::Status StoreNode::ReserveBehind(SessionId id, const std::vector<SlotId>& pinned,
+                                      uint32_t slots, wire::StoreReply& reply) {
+  absl::StatusOr<std::vector<SlotId>> reserved = absl::UnavailableError("the store is draining");
+  if (!draining_) reserved = core_->Reserve(id, slots - static_cast<uint32_t>(pinned.size()));
+  if (!reserved.ok()) {
+    RETURN_IF_ERROR(core_->Release(id, pinned));
+    return reserved.status();
+  }
+  AddSlots(*reserved, reply);
+  reply.mutable_slots()->set_reserved(static_cast<uint32_t>(reserved->size()));
+  return absl::OkStatus();
 }
 
 absl::Status StoreNode::Attach(SessionId id, const wire::StoreRequest& request,

@@ -144,6 +144,10 @@ class StoreNode {
 
   // node.cc
   absl::Status Attach(SessionId id, const wire::StoreRequest& request, wire::StoreReply& reply);
+  // Until there are `slots` behind those that are pinned, which are given back when they cannot be
+  // had.
+  absl::Status ReserveBehind(SessionId id, const std::vector<SlotId>& pinned, uint32_t slots,
+                             wire::StoreReply& reply);
   absl::Status SetLayout(const KvLayout& layout);
   absl::Status Apply(SessionId id, const wire::StoreRequest& request, wire::StoreReply& reply,
                      bool& answer_later);

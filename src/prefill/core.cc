@@ -85,9 +85,12 @@ void PrefillCore::OnStoreReply(const wire::StoreReply& reply, absl::Time now) {
   if (absl::IsUnavailable(status)) return Finish(*s, status);
   switch (kind) {
     case CallKind::kPin:
+      if (absl::IsResourceExhausted(status)) return RefuseSlots(*s, status);
       if (!status.ok()) return Finish(*s, status);
       AddSlots(*s, reply);
-      s->dram_blocks = s->blocks.size();
+      s->dram_blocks =
+          s->blocks.size() - std::min<size_t>(s->blocks.size(), reply.slots().reserved());
+      if (reply.slots().reserved() > 0) return StartWithAllSlots(*s);
       return FetchOrReserve(*s, now);
     case CallKind::kFetch:
       // A fetch that fails is a miss.
@@ -95,18 +98,24 @@ void PrefillCore::OnStoreReply(const wire::StoreReply& reply, absl::Time now) {
       s->remote_blocks = s->blocks.size() - s->dram_blocks;
       return Reserve(*s);
     case CallKind::kReserve:
-      if (!status.ok()) {
-        ++counters_.refused;
-        return Finish(*s, absl::Status(status.code(), absl::StrCat("no KV slots for the prompt: ",
-                                                                   std::string(status.message()))));
-      }
+      if (!status.ok()) return RefuseSlots(*s, status);
       AddSlots(*s, reply);
-      if (s->blocks.size() != options_.layout.BlocksFor(s->ids.size())) {
-        return Finish(*s, absl::InternalError("the store granted another number of slots than "
-                                              "were asked for"));
-      }
-      return StartComputing(*s);
+      return StartWithAllSlots(*s);
   }
+}
+
+void PrefillCore::RefuseSlots(Stream& s, const absl::Status& status) {
+  ++counters_.refused;
+  Finish(s, absl::Status(status.code(), absl::StrCat("no KV slots for the prompt: ",
+                                                     std::string(status.message()))));
+}
+
+void PrefillCore::StartWithAllSlots(Stream& s) {
+  if (s.blocks.size() != options_.layout.BlocksFor(s.ids.size())) {
+    return Finish(s, absl::InternalError("the store granted another number of slots than were "
+                                         "asked for"));
+  }
+  StartComputing(s);
 }
 
 void PrefillCore::AddSlots(Stream& s, const wire::StoreReply& reply) {
@@ -199,9 +208,11 @@ void PrefillCore::OnOpen(uint64_t stream, const wire::PrefillOpen& open, absl::T
 
   const uint32_t reusable = ReusableBlocks(s);
   if (reusable == 0) return Reserve(s);
-  // The consumer has just looked in the same store and found nothing.
-  if (s.same_host && s.have_blocks == 0) return FetchOrReserve(s, now);
   wire::StoreRequest request;
+  // What is not here is computed, when no other store has it.
+  if (BestSource(s) == nullptr) {
+    request.mutable_pin_prefix()->set_reserve_to(options_.layout.BlocksFor(s.ids.size()));
+  }
   for (uint32_t i = 0; i < reusable; ++i) {
     request.mutable_pin_prefix()->add_keys(s.keys[i].ToBytes());
   }
@@ -213,13 +224,19 @@ uint32_t PrefillCore::ReusableBlocks(const Stream& s) const {
   return (s.ids.size() - 1) / options_.layout.block_tokens;
 }
 
-void PrefillCore::FetchOrReserve(Stream& s, absl::Time now) {
-  const uint32_t have = s.blocks.size();
+// The other store that has most of the prompt, if it has more than is here.
+const wire::BlockSource* PrefillCore::BestSource(const Stream& s) const {
   const wire::BlockSource* best = nullptr;
   for (const auto& source : s.sources) {
-    if (source.incarnation() == store_.incarnation || source.blocks() <= have) continue;
+    if (source.incarnation() == store_.incarnation || source.blocks() <= s.blocks.size()) continue;
     if (best == nullptr || source.blocks() > best->blocks()) best = &source;
   }
+  return best;
+}
+
+void PrefillCore::FetchOrReserve(Stream& s, absl::Time now) {
+  const uint32_t have = s.blocks.size();
+  const wire::BlockSource* best = BestSource(s);
   const uint32_t to = best == nullptr ? 0 : std::min(best->blocks(), ReusableBlocks(s));
   if (to <= have) return Reserve(s);
   s.state = Stream::State::kFetching;

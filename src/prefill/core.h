@@ -160,8 +160,11 @@ class PrefillCore {
   void ReleaseSlots(const std::vector<SlotId>& slots);
   uint32_t ReusableBlocks(const Stream& s) const;
   void AddSlots(Stream& s, const wire::StoreReply& reply);
+  const wire::BlockSource* BestSource(const Stream& s) const;
   void FetchOrReserve(Stream& s, absl::Time now);
   void Reserve(Stream& s);
+  void RefuseSlots(Stream& s, const absl::Status& status);
+  void StartWithAllSlots(Stream& s);
   void StartComputing(Stream& s);
   void Finish(Stream& s, const absl::Status& status);  // End, and Drop
   void Drop(Stream& s);

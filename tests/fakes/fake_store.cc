@@ -72,6 +72,13 @@ uint32_t FakeStore::Available() const {
   });
 }
 
+wire::SlotRef FakeStore::ReserveOne(uint64_t client) {
+  const int slot = Allocate();
+  slots_[slot].writer = client;
+  Hold(slot, client);
+  return SlotToProto({static_cast<uint32_t>(slot), slots_[slot].generation});
+}
+
 int FakeStore::Allocate() {
   int best = -1;
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -150,23 +157,27 @@ void FakeStore::Handle(uint64_t client, const wire::StoreRequest& request) {
         return refuse(absl::StatusCode::kResourceExhausted, "no slots");
       }
       for (uint32_t i = 0; i < request.reserve().count(); ++i) {
-        const int slot = Allocate();
-        slots_[slot].writer = client;
-        Hold(slot, client);
-        *reply.mutable_slots()->add_slots() =
-            SlotToProto({static_cast<uint32_t>(slot), slots_[slot].generation});
+        *reply.mutable_slots()->add_slots() = ReserveOne(client);
       }
       return Answer(client, std::move(reply));
     }
     case wire::StoreRequest::kPinPrefix: {
-      reply.mutable_slots();
+      auto& found = *reply.mutable_slots();
       for (const std::string& key : request.pin_prefix().keys()) {
         auto it = index_.find(key);
         if (it == index_.end()) break;
         Hold(it->second, client);
-        *reply.mutable_slots()->add_slots() =
-            SlotToProto({it->second, slots_[it->second].generation});
+        *found.add_slots() = SlotToProto({it->second, slots_[it->second].generation});
       }
+      const uint32_t pinned = static_cast<uint32_t>(found.slots_size());
+      if (request.pin_prefix().reserve_to() <= pinned) return Answer(client, std::move(reply));
+      const uint32_t more = request.pin_prefix().reserve_to() - pinned;
+      if (Available() < more) {
+        for (const auto& ref : found.slots()) Unhold(ref.slot(), client);
+        return refuse(absl::StatusCode::kResourceExhausted, "no slots");
+      }
+      for (uint32_t i = 0; i < more; ++i) *found.add_slots() = ReserveOne(client);
+      found.set_reserved(more);
       return Answer(client, std::move(reply));
     }
     case wire::StoreRequest::kPinSlots: {

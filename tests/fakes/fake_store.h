@@ -79,6 +79,7 @@ class FakeStore {
   void Error(uint64_t client, uint64_t id, int code, const std::string& message);
   // The index of a slot to write, or -1.
   int Allocate();
+  internal::v1::SlotRef ReserveOne(uint64_t client);
   uint32_t Available() const;
   void Free(uint32_t slot);
   void Hold(uint32_t slot, uint64_t client);

@@ -114,6 +114,31 @@ TEST(KvStoreDaemonTest, FullPoolEvictsWhatNobodyPinsAndElseRefuses) {
   EXPECT_THAT(worker->PinPrefix(chain.keys), SizeIs(1));  // the leaf went first
 }
 
+TEST(KvStoreDaemonTest, PinsAPrefixAndReservesTheRestOrHoldsNothing) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  auto worker = Attached(store);
+  const uint32_t all = worker->client().slot_count();
+  const TestChain chain("a", 2);
+  const auto blocks = PutChain(*worker, chain, 1);
+  worker->Release(blocks);
+  const auto ask = [&](uint32_t reserve_to) {
+    wire::StoreRequest request;
+    for (const BlockKey& key : chain.keys) request.mutable_pin_prefix()->add_keys(key.ToBytes());
+    request.mutable_pin_prefix()->set_reserve_to(reserve_to);
+    return worker->Call(request);
+  };
+  EXPECT_EQ(ask(all + 1).status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_TRUE(store.AwaitMetric(kPinned, 0));
+  EXPECT_EQ(ask(2).slots().reserved(), 0u);  // both are there
+  worker->Release(blocks);
+  const wire::StoreReply reply = ask(all);  // the pinned are not evicted for the others
+  ASSERT_EQ(reply.slots().slots_size(), static_cast<int>(all));
+  EXPECT_EQ(reply.slots().reserved(), all - 2);
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(SlotFromProto(reply.slots().slots(i)), blocks[i]);
+  EXPECT_THAT(worker->Reserve(1), IsEmpty());
+}
+
 TEST(KvStoreDaemonTest, AWorkerThatEndsOrDetachesLeavesNothingHeld) {
   StoreProcess store;
   ASSERT_TRUE(store.ready());

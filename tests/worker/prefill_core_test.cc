@@ -194,22 +194,70 @@ TEST_F(PrefillCoreTest, AnEngineThatMakesNoChecksumsIsNotAskedForThem) {
   EXPECT_TRUE(chunks[0].checksums.empty());
 }
 
-TEST_F(PrefillCoreTest, WhatTheConsumerDidNotFindInTheSameStoreIsNotLookedForAgain) {
-  for (const auto& [consumers_store, have_blocks, pins] :
-       {std::tuple(kIncarnation, 0, false), {kIncarnation, 1, true}, {kIncarnation + 1, 0, true}}) {
-    PrefillCore core({.layout = kLayout, .vocab = 100, .context = 100});
-    core.OnStoreAttached({.incarnation = kIncarnation,
-                          .data_address = "store",
-                          .payload = [this](uint32_t slot) { return store_.Payload(slot); }});
-    wire::PrefillOpen open = MakeOpen(consumers_store);
-    open.set_have_blocks(static_cast<uint32_t>(have_blocks));
-    core.OnOpen(kStream, open, now_);
-    std::vector<Action> actions = core.TakeActions();
-    ASSERT_EQ(actions.size(), 1u);
-    const wire::StoreRequest& request = std::get<StoreCall>(actions[0]).request;
-    EXPECT_EQ(request.has_pin_prefix(), pins);
-    EXPECT_EQ(request.has_reserve(), !pins);
-  }
+TEST_F(PrefillCoreTest, LooksForBlocksAndReservesTheOthersInOneCall) {
+  wire::PrefillOpen open = MakeOpen(kIncarnation);
+  core_.OnOpen(kStream, open, now_);
+  std::vector<Action> actions = core_.TakeActions();
+  ASSERT_EQ(actions.size(), 1u);
+  const wire::StoreRequest request = std::get<StoreCall>(actions[0]).request;
+  EXPECT_EQ(request.pin_prefix().keys_size(), 2);
+  EXPECT_EQ(request.pin_prefix().reserve_to(), 3u);
+  store_.Handle(kWorker, request);
+  core_.OnStoreReply(store_.replies().front().reply, now_);
+  store_.replies().pop_front();
+  std::vector<engine::SequenceChunk> chunks;
+  core_.Plan(512, now_, chunks);
+  ASSERT_EQ(chunks.size(), 1u);
+  EXPECT_EQ(chunks[0].tokens.size(), kTokens);
+  EXPECT_EQ(chunks[0].blocks.size(), 3u);
+}
+
+TEST_F(PrefillCoreTest, AStoreThatOnlyPinsIsAskedForSlotsThen) {
+  core_.OnOpen(kStream, MakeOpen(kIncarnation), now_);
+  wire::StoreRequest request = std::get<StoreCall>(core_.TakeActions()[0]).request;
+  request.mutable_pin_prefix()->clear_reserve_to();
+  store_.Handle(kWorker, request);
+  core_.OnStoreReply(store_.replies().front().reply, now_);
+  store_.replies().pop_front();
+  std::vector<Action> actions = core_.TakeActions();
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_EQ(std::get<StoreCall>(actions[0]).request.reserve().count(), 3u);
+}
+
+TEST_F(PrefillCoreTest, WhatAnotherStoreMayHaveIsNotReservedBeforeItIsAsked) {
+  wire::PrefillOpen open = MakeOpen(kIncarnation);
+  auto& source = *open.add_sources();
+  source.set_incarnation(kIncarnation + 1);
+  source.set_blocks(2);
+  core_.OnOpen(kStream, open, now_);
+  const wire::StoreRequest request = std::get<StoreCall>(core_.TakeActions()[0]).request;
+  EXPECT_EQ(request.pin_prefix().keys_size(), 2);
+  EXPECT_EQ(request.pin_prefix().reserve_to(), 0u);
+}
+
+TEST_F(PrefillCoreTest, WithoutSlotsNothingIsPinned) {
+  Compute(kIncarnation);
+  Perform();
+  core_.CommitStep();
+  Perform();
+  core_.OnHalfClose(kStream, now_);
+  core_.TakeActions();  // its End, and the release of its blocks, which the store never sees
+  const size_t held = store_.held();
+  wire::PrefillOpen open = MakeOpen(kIncarnation);
+  open.set_id(std::string(16, 'j'));
+  for (uint32_t i = 0; i < 30; ++i) open.add_ids(i);
+  open.set_prompt_count(40);
+  core_.OnOpen(kStream + 1, open, now_);
+  wire::StoreRequest request = std::get<StoreCall>(core_.TakeActions()[0]).request;
+  EXPECT_EQ(request.pin_prefix().reserve_to(), 10u);  // the store has 8, of which 3 are held
+  store_.Handle(kWorker, request);
+  EXPECT_EQ(store_.held(), held);
+  core_.OnStoreReply(store_.replies().front().reply, now_);
+  store_.replies().pop_front();
+  std::vector<Action> actions = core_.TakeActions();
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_TRUE(absl::IsResourceExhausted(std::get<End>(actions[0]).status));
+  EXPECT_EQ(core_.counters().refused, 1u);
 }
 
 TEST_F(PrefillCoreTest, BlocksOfAStreamThatEndedMeanwhileAreReleasedAndNotCommitted) {
