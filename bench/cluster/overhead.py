@@ -7,7 +7,8 @@ asked over HTTP by streaming clients, beside engine_bench, in turns.
 Generation: prompts of 128 tokens; tokens/s between the moment when every stream has begun and the one when the first
 ends, beside `engine_bench MODEL THREADS generate STREAMS` over as many tokens from the same context on. First token: prompts of 512 tokens that nothing has
 cached, one at a time, milliseconds from the request's last byte sent to the first token received, beside the time in
-which engine_bench computes such a prompt and draws its token. Prints medians (lowest-highest) as a Markdown table.
+which an engine_bench that stands by computes such a prompt and draws its token. Prints medians (lowest-highest) as a
+Markdown table.
 """
 import argparse
 import json
@@ -114,6 +115,24 @@ def engine(threads, *case):
     return json.loads(done.stdout)["tokens_per_s"]
 
 
+class Engine:
+    """One that stands by, and computes a prompt when asked."""
+
+    def __init__(self, threads, length):
+        self.process = subprocess.Popen([str(BIN / "engine_bench"), model_path(), str(threads), "asked", str(length)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process.stdout.readline()
+
+    def first_token_ms(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return 1e3 * float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def cell(values):
     return f"{statistics.median(values):,.1f} ({min(values):,.1f}-{max(values):,.1f})"
 
@@ -138,9 +157,14 @@ def main():
             speed, each, context = generation(cluster.netloc, options.streams, options.tokens, number)
             figures["cluster tokens/s"].append(speed)
             figures["engine tokens/s"].append(engine(options.threads, "generate", options.streams, each, context))
-            for i in range(5):
-                figures["engine ms"].append(512e3 / engine(options.threads, "prompt", 512))
-                figures["cluster ms"].append(first_token_ms(cluster.netloc, 5 * number + i))
+            alone = Engine(options.threads, 512)
+            for i in range(10):
+                turn = [lambda: figures["engine ms"].append(alone.first_token_ms()),
+                        lambda: figures["cluster ms"].append(first_token_ms(cluster.netloc, 10 * number + i))]
+                for ask in turn if i % 2 else reversed(turn):
+                    time.sleep(0.3)  # a host that rations processor time stops who takes all of it for a second
+                    ask()
+            alone.close()
     rate = statistics.median(figures["cluster tokens/s"]) / statistics.median(figures["engine tokens/s"])
     more = statistics.median(figures["cluster ms"]) - statistics.median(figures["engine ms"])
     print("| | engine alone | cluster over HTTP | |")

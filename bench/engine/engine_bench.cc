@@ -72,20 +72,17 @@ class Bench {
 
   // What a server that stood idle finds: nothing of the engine is in the processor's caches.
   void Asked(uint32_t length) {
-    Stream warm = NewStream(std::min(length, kChunk), 0, 0);
-    Prefill(warm);
-    uint32_t number = 0;
-    do {
-      Stream stream = NewStream(length, 1000 * ++number, 0);
-      if (number > 1) {
-        const auto started = std::chrono::steady_clock::now();
-        Prefill(stream);
-        std::printf("%.6f\n", SecondsSince(started));
-      } else {
-        std::printf("ready\n");
-      }
+    Stream stream = NewStream(length, 0, 0);
+    Prefill(stream);
+    std::printf("ready\n");
+    std::fflush(stdout);
+    for (uint32_t number = 1; std::getchar() != EOF; ++number) {
+      stream.tokens = Tokens(length, 1000 * number);
+      const auto started = std::chrono::steady_clock::now();
+      Prefill(stream);
+      std::printf("%.6f\n", SecondsSince(started));
       std::fflush(stdout);
-    } while (std::getchar() != EOF);
+    }
   }
 
   double Generate(uint32_t count, uint32_t context, uint32_t tokens) {
@@ -117,12 +114,18 @@ class Bench {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
 
-  Stream NewStream(uint32_t length, uint32_t offset, uint32_t more) const {
-    Stream stream;
+  std::vector<uint32_t> Tokens(uint32_t length, uint32_t offset) const {
+    std::vector<uint32_t> tokens;
     const uint32_t vocab = runner_->shape().vocab;
     for (uint32_t i = 0; i < length; ++i) {
-      stream.tokens.push_back((i + offset) * 7919 % (vocab - 64) + 64);
+      tokens.push_back((i + offset) * 7919 % (vocab - 64) + 64);
     }
+    return tokens;
+  }
+
+  Stream NewStream(uint32_t length, uint32_t offset, uint32_t more) const {
+    Stream stream;
+    stream.tokens = Tokens(length, offset);
     const KvLayout& layout = runner_->layout();
     const size_t blocks = layout.BlocksFor(length + more + 1);
     absl::StatusOr<cpu::Arena> memory = cpu::Arena::Create(blocks * layout.payload_bytes());

@@ -146,8 +146,8 @@ class StepLoop final : public prefill::StreamHandler,
   absl::Time next_count_ = absl::InfinitePast();
   absl::Time next_report_ = absl::InfinitePast();
   absl::Time last_report_ = absl::InfinitePast();
-  uint64_t reported_ = 0;     // what the last report said, in short
-  uint64_t noticed_ = 0;      // what the next would say, when it was looked at last
+  uint64_t reported_ = 0;  // what the last report said, in short
+  uint64_t noticed_ = 0;   // what the next would say, when it was looked at last
   absl::Time changed_at_ = absl::InfinitePast();
   bool report_owed_ = false;  // it has changed since
   std::vector<absl::AnyInvocable<void()>> when_idle_;
