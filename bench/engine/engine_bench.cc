@@ -70,7 +70,7 @@ class Bench {
     return length / SecondsSince(started);
   }
 
-  // What a server that stood idle finds: nothing of the engine is in the processor's caches.
+  // Idle in between, as a server is.
   void Asked(uint32_t length) {
     Stream stream = NewStream(length, 0, 0);
     Prefill(stream);

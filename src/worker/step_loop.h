@@ -113,6 +113,7 @@ class StepLoop final : public prefill::StreamHandler,
   // How long nothing may happen before the loop looks again.
   absl::Duration Patience() const;
   absl::Time ReportDue() const;
+  // `heard`: something was delivered, so that what is reported may have changed.
   void Report(bool heard);
   internal::v1::WorkerLoad LoadNow() const;
 
