@@ -154,8 +154,8 @@ struct Attention {
   size_t value_offset = 0;
   bool f32_cache = false;  // else bf16
 
-  // AttentionScratchFloats(count, padded_dim); where it begins at no cache line, all takes a tenth
-  // longer.
+  // AttentionScratchFloats(count, padded_dim); where it begins at no cache line, attention takes up
+  // to a tenth longer.
   float* scratch = nullptr;
 
   // What the caller will attend to next: the first tile of its positions [next_first, next_end) is
