@@ -5,8 +5,9 @@
 //
 // Prints one line a table and weight format, separated by tabs: table, format, bits a packed weight
 // takes; then, each as median (lowest-highest) of the rounds: GB/s of weights read for one row,
-// GOP/s for one row, GOP/s for 128 rows. For one row there are more weights than caches hold, for
-// 128 rows they stay there.
+// GOP/s for one row, GOP/s for 128 rows; of the integer formats also GB/s for one row at 16 bits
+// and GOP/s for 64. For one row there are more weights than caches hold, for many rows they stay
+// there.
 //
 // Then a line for attention over a bf16 cache, of three query heads of 64 dims a kv head: table,
 // "attention", GB/s of keys and values for one row over 512 tokens, GOP/s for one, GOP/s for 32
@@ -31,8 +32,9 @@ constexpr int kRounds = 9;
 constexpr double kRoundSeconds = 0.05;
 constexpr size_t kColumns = 4096;
 constexpr size_t kManyRows = 128;                   // of activations, as forward.cc batches them
+constexpr size_t kManyFineRows = kManyRows / 2;     // at 16 bits, likewise
 constexpr size_t kWeightsRead = size_t{256} << 20;  // for one row
-constexpr int kGroupsKept = 16;                     // for many
+constexpr size_t kGroupsKept = 16;                  // for many
 constexpr const char* kNames[kPackedTypes] = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
                                               "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
 
@@ -73,38 +75,58 @@ void Time(const Kernels& kernels, PackedType type) {
   std::memset(weights->data(), 0x2c, groups * group_bytes);
   std::vector<float> x(kManyRows * kColumns);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 31) - 15;
-  std::vector<std::byte> one(QuantTileBytes(1, kColumns)),
+  std::vector<std::byte> one(QuantTileBytes(2, kColumns)),
       many(QuantTileBytes(kManyRows, kColumns));
+  std::vector<float> out(std::max(groups, kGroupsKept * kManyRows) * kGroupRows);
+  MatMul m;
+  m.weights = weights->data();
+  m.columns = kColumns;
+  m.x = x.data();
+  m.x_stride = kColumns;
+  m.out = out.data();
+  const auto multiply = [&] { kernels.matmul[static_cast<int>(type)](m); };
+  const auto alone = [&] {
+    m.x_quant = one.data();
+    m.rows = 1;
+    m.groups = static_cast<int>(groups);
+    m.out_stride = groups * kGroupRows;
+    return Rounds(multiply);
+  };
+  const auto together = [&](size_t rows) {
+    m.x_quant = many.data();
+    m.rows = static_cast<int>(rows);
+    m.groups = kGroupsKept;
+    m.out_stride = kGroupsKept * kGroupRows;
+    return Rounds(multiply);
+  };
+  const double bytes = static_cast<double>(groups * group_bytes);
+  const double operations_a_row = 2.0 * kGroupRows * kColumns;
+
   kernels.quantize_row(x.data(), kColumns, 0, 1, one.data());
   for (size_t row = 0; row < kManyRows; ++row) {
     kernels.quantize_row(&x[row * kColumns], kColumns, static_cast<int>(row % kRowTile), kRowTile,
                          &many[row / kRowTile * QuantTileBytes(kRowTile, kColumns)]);
   }
-  std::vector<float> out(std::max(groups, kGroupsKept * kManyRows) * kGroupRows);
-  MatMul m;
-  m.weights = weights->data();
-  m.columns = kColumns;
-  m.groups = static_cast<int>(groups);
-  m.x = x.data();
-  m.x_stride = kColumns;
-  m.x_quant = one.data();
-  m.rows = 1;
-  m.out = out.data();
-  m.out_stride = groups * kGroupRows;
-  const double bytes = static_cast<double>(groups * group_bytes);
-  const double operations = 2.0 * static_cast<double>(groups * kGroupRows * kColumns);
-  const auto multiply = [&] { kernels.matmul[static_cast<int>(type)](m); };
-  const std::vector<double> alone = Rounds(multiply);
-  m.x_quant = many.data();
-  m.rows = slow ? kRowTile : kManyRows;
-  m.groups = kGroupsKept;
-  m.out_stride = kGroupsKept * kGroupRows;
-  const std::vector<double> together = Rounds(multiply);
-  std::printf("%s\t%s\t%.4f", kernels.name, kNames[static_cast<int>(type)],
+  std::printf("%s	%s	%.4f", kernels.name, kNames[static_cast<int>(type)],
               8.0 * static_cast<double>(group_bytes) / (kGroupRows * kColumns));
-  Print(alone, bytes);
-  Print(alone, operations);
-  Print(together, 2.0 * m.rows * kGroupsKept * kGroupRows * kColumns);
+  const std::vector<double> one_row = alone();
+  Print(one_row, bytes);
+  Print(one_row, operations_a_row * static_cast<double>(groups));
+  const size_t many_rows = slow ? kRowTile : kManyRows;
+  Print(together(many_rows), operations_a_row * static_cast<double>(many_rows * kGroupsKept));
+  if (UsesQuantisedActivations(type)) {
+    m.fine = true;
+    kernels.quantize_row_fine(x.data(), kColumns, 0, 2, one.data());
+    for (size_t row = 0; row < kManyFineRows; ++row) {
+      const size_t place = 2 * row;
+      kernels.quantize_row_fine(&x[row * kColumns], kColumns, static_cast<int>(place % kRowTile),
+                                kRowTile,
+                                &many[place / kRowTile * QuantTileBytes(kRowTile, kColumns)]);
+    }
+    Print(alone(), bytes);
+    Print(together(many_rows / 2),
+          operations_a_row * static_cast<double>(many_rows / 2 * kGroupsKept));
+  }
   std::printf("\n");
   std::fflush(stdout);
 }

@@ -94,6 +94,20 @@ std::vector<std::byte> QuantiseAll(const Kernels& kernels, const std::vector<flo
   return tiles;
 }
 
+// Rows at 16 bits, as `kernels` multiplies them.
+std::vector<std::byte> QuantiseFine(const Kernels& kernels, const std::vector<float>& x,
+                                    size_t rows, size_t columns) {
+  const size_t places = 2 * rows;
+  std::vector<std::byte> tiles(QuantTileBytes(places, columns));
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t first = 2 * row / kRowTile * kRowTile;
+    kernels.quantize_row_fine(&x[row * columns], columns, static_cast<int>(2 * row - first),
+                              static_cast<int>(std::min<size_t>(kRowTile, places - first)),
+                              tiles.data() + QuantTileBytes(first, columns));
+  }
+  return tiles;
+}
+
 // What the quantised tiles stand for.
 std::vector<float> DequantiseAll(const std::vector<std::byte>& tiles, size_t rows, size_t columns) {
   std::vector<float> x(rows * columns);
@@ -114,7 +128,7 @@ std::vector<float> DequantiseAll(const std::vector<std::byte>& tiles, size_t row
 
 std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
                             const std::vector<float>& x, const std::vector<std::byte>& tiles,
-                            size_t rows, bool add) {
+                            size_t rows, bool add, bool fine = false) {
   const size_t stride = static_cast<size_t>(w.groups) * 16;
   std::vector<float> out(rows * stride, add ? 2.0f : -1.0f);
   MatMul m;
@@ -128,6 +142,7 @@ std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
   m.out = out.data();
   m.out_stride = stride;
   m.add = add;
+  m.fine = fine;
   kernels.matmul[static_cast<int>(w.type)](m);
   return out;
 }
@@ -135,6 +150,12 @@ std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
 std::vector<float> Multiply(const Kernels& kernels, const PackedMatrix& w,
                             const std::vector<float>& x, size_t rows, bool add) {
   return Multiply(kernels, w, x, QuantiseAll(kernels, x, rows, w.columns), rows, add);
+}
+
+// The same with activations at 16 bits.
+std::vector<float> MultiplyFine(const Kernels& kernels, const PackedMatrix& w,
+                                const std::vector<float>& x, size_t rows, bool add) {
+  return Multiply(kernels, w, x, QuantiseFine(kernels, x, rows, w.columns), rows, add, true);
 }
 
 // The same in double precision, without padding: [row][w.rows].
@@ -239,20 +260,42 @@ TEST(KernelsTest, IntegerProductsAreThoseOfTheDequantisedNumbers) {
   }
 }
 
-TEST(KernelsTest, TwoQuantisedRowsMultiplyAtSixteenBits) {
+TEST(KernelsTest, RowsAtSixteenBitsAreCloseToDoubleAndEqualOnEveryInstructionSet) {
   TestRandom random(9);
   for (TensorType type : QuantisedTypes()) {
     SCOPED_TRACE(model::TensorTypeName(type));
-    const PackedMatrix w(type, 32, ColumnsOf(type, 160), random);
-    const std::vector<float> x = random.Normals(w.columns);
-    std::vector<std::byte> tile(QuantTileBytes(2, w.columns));
-    ScalarKernels().quantize_row_fine(x.data(), w.columns, 0, 2, tile.data());
-    const std::vector<float> halves = Multiply(ScalarKernels(), w, x, tile, 2, false);
-    std::vector<float> sum(32);
-    for (size_t o = 0; o < 32; ++o) sum[o] = halves[o] + halves[32 + o];
-    EXPECT_LE(RelativeError(w, sum, MultiplyExactly(w, x, 1)), 1e-4);
+    const PackedMatrix w(type, 70, ColumnsOf(type, 160), random);
+    for (size_t rows = 1; rows <= 19; ++rows) {
+      SCOPED_TRACE(rows);
+      const std::vector<float> x = random.Normals(rows * w.columns);
+      const std::vector<float> want = MultiplyFine(ScalarKernels(), w, x, rows, false);
+      EXPECT_LE(RelativeError(w, want, MultiplyExactly(w, x, rows)), 1e-4);
+      const std::vector<float> added = MultiplyFine(ScalarKernels(), w, x, rows, true);
+      for (const Kernels* kernels : TestedKernels()) {
+        EXPECT_EQ(MultiplyFine(*kernels, w, x, rows, false), want) << kernels->name;
+        EXPECT_EQ(MultiplyFine(*kernels, w, x, rows, true), added) << kernels->name;
+      }
+      for (size_t row = 0; row < rows; ++row) {
+        const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(row * w.columns),
+                                     x.begin() + static_cast<ptrdiff_t>((row + 1) * w.columns));
+        const std::vector<float> alone = MultiplyFine(ScalarKernels(), w, one, 1, false);
+        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &want[row * 80])) << "neighbours";
+      }
+    }
+  }
+}
+
+// Past the columns that are unpacked at once and the rows that share them, where a table does so.
+TEST(KernelsTest, LargeProductsAtSixteenBitsAreEqualOnEveryInstructionSet) {
+  TestRandom random(11);
+  for (TensorType type : QuantisedTypes()) {
+    SCOPED_TRACE(model::TensorTypeName(type));
+    const PackedMatrix w(type, 32, ColumnsOf(type, 2048 + 96), random);
+    const size_t rows = 139;
+    const std::vector<float> x = random.Normals(rows * w.columns);
+    const std::vector<float> want = MultiplyFine(ScalarKernels(), w, x, rows, true);
     for (const Kernels* kernels : TestedKernels()) {
-      EXPECT_EQ(Multiply(*kernels, w, x, tile, 2, false), halves) << kernels->name;
+      EXPECT_TRUE(MultiplyFine(*kernels, w, x, rows, true) == want) << kernels->name;
     }
   }
 }
@@ -320,9 +363,14 @@ TEST(KernelsTest, ExtremeQuantisedValuesDoNotOverflow) {
               rows.insert(rows.end(), x.begin(), x.end());
               wanted.insert(wanted.end(), want.begin(), want.end());
             }
+            const std::vector<float> fine = MultiplyFine(ScalarKernels(), w, x, 1, false);
+            for (size_t o = 0; o < 16; ++o) {
+              EXPECT_NEAR(fine[o], exact[o], std::abs(exact[o]) * 5e-5 + 0.5);
+            }
             for (const Kernels* kernels : TestedKernels()) {
               EXPECT_EQ(Multiply(*kernels, w, x, 1, false), want) << kernels->name;
               EXPECT_EQ(Multiply(*kernels, w, rows, kRowTile, false), wanted) << kernels->name;
+              EXPECT_EQ(MultiplyFine(*kernels, w, x, 1, false), fine) << kernels->name;
             }
           }
         }
@@ -343,31 +391,33 @@ TEST(KernelsTest, QuantisedTilesAreEqualOnEveryInstructionSet) {
   std::vector<float> x = random.Normals(19 * 64, 3.0f);
   std::fill(x.begin(), x.begin() + 32, 0.0f);  // a block of zeros has scale 0
   const std::vector<std::byte> want = QuantiseAll(ScalarKernels(), x, 19, 64);
-  std::vector<std::byte> fine(QuantTileBytes(2, 64));
-  ScalarKernels().quantize_row_fine(&x[64], 64, 0, 2, fine.data());
   for (const Kernels* kernels : GrantedKernels()) {
     EXPECT_EQ(QuantiseAll(*kernels, x, 19, 64), want) << kernels->name;
-    std::vector<std::byte> got(fine.size());
-    kernels->quantize_row_fine(&x[64], 64, 0, 2, got.data());
-    EXPECT_EQ(got, fine) << kernels->name;
   }
 }
 
-TEST(KernelsTest, TwoQuantisedRowsHoldSixteenBits) {
+TEST(KernelsTest, TwoPlacesHoldSixteenBits) {
   TestRandom random(5);
   const std::vector<float> x = random.Normals(64);
-  std::vector<std::byte> tile(QuantTileBytes(2, 64));
-  ScalarKernels().quantize_row_fine(x.data(), 64, 0, 2, tile.data());
+  const std::vector<std::byte> tile = QuantiseFine(ScalarKernels(), x, 1, 64);
   for (size_t block = 0; block < 2; ++block) {
     const std::byte* base = tile.data() + block * 2 * kQuantRowBlockBytes;
     QuantNumbers numbers[2];
     std::memcpy(numbers, base + 64, sizeof(numbers));
-    const float scales[] = {numbers[0].scale, numbers[1].scale};
+    float sum = 0;
+    int half = 0;
     for (size_t i = 0; i < 32; ++i) {
-      const float value = scales[0] * static_cast<float>(static_cast<int8_t>(base[i])) +
-                          scales[1] * static_cast<float>(static_cast<int8_t>(base[32 + i]));
-      EXPECT_NEAR(value, x[block * 32 + i], scales[0] / 200);
+      const int value = 256 * static_cast<int8_t>(base[i]) + static_cast<int8_t>(base[32 + i]);
+      EXPECT_NEAR(numbers[0].scale * static_cast<float>(value), x[block * 32 + i],
+                  numbers[0].scale * 1.3f);
+      sum += static_cast<float>(value);
+      if (i < 16) half += value;
     }
+    EXPECT_EQ(numbers[0].sum, sum * numbers[0].scale);
+    EXPECT_EQ(numbers[0].offset, -128 * static_cast<int>(sum));
+    EXPECT_EQ(numbers[0].half, -32 * half);
+    EXPECT_TRUE(numbers[1].scale == 0 && numbers[1].sum == 0 && numbers[1].offset == 0 &&
+                numbers[1].half == 0);
   }
 }
 

@@ -97,7 +97,6 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
   for (Scratch& scratch : scratch_) {
     scratch.input.resize(kOwnRows * input_stride_);
     scratch.quant.resize(QuantTileBytes(2 * kOwnRows, input_stride_) / sizeof(CacheLine) + 1);
-    if (FineOutput()) scratch.halves.resize(kHalvesFloats);
     scratch.queries.resize(queries * padded_dim_);
     scratch.attended.resize(queries * padded_dim_);
     scratch.attention.resize(AttentionScratchFloats(queries, padded_dim_));
@@ -221,11 +220,13 @@ void Forward::MultiplyGroups(int thread, const Operand& operand, const Product& 
   m.groups = groups;
   m.x = operand.input + first_row * input_stride_;
   m.x_stride = input_stride_;
-  m.x_quant = operand.quant + first_row / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
+  const size_t first_place = product.fine ? 2 * first_row : first_row;
+  m.x_quant = operand.quant + first_place / kRowTile * QuantTileBytes(kRowTile, matrix.columns);
   m.rows = static_cast<int>(rows);
   m.out = product.out;
   m.out_stride = product.out_stride;
   m.add = product.add;
+  m.fine = product.fine;
   if (matrix.packed.has_value()) {
     m.weights = matrix.image +
                 PackedGroupBytes(*matrix.packed, matrix.columns) * static_cast<size_t>(group);

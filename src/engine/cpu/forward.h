@@ -61,8 +61,6 @@ class Forward {
   static constexpr size_t kTasksOfAThread = 8;
   // Logits of this many rows are in memory at a time.
   static constexpr size_t kOutputRows = 64;
-  // Halves of a run of the output, of two groups at least.
-  static constexpr size_t kHalvesFloats = 2 * kOutputRows * 2 * kGroupRows;
 
   // What a thread multiplies before it looks whether another has taken some of its share: about a
   // microsecond of reading, but of many rows no less than some groups.
@@ -129,6 +127,7 @@ class Forward {
     float* out;
     size_t out_stride;
     bool add;
+    bool fine = false;  // the operand's rows are at 16 bits
   };
   struct alignas(64) CacheLine {
     std::byte bytes[64];
@@ -143,7 +142,6 @@ class Forward {
     AlignedVector<float> input;  // the operand of few rows
     std::vector<CacheLine> quant;
     AlignedVector<float> queries, attended, attention, dequantized, dequantized_row;
-    AlignedVector<float> halves;  // of a run of the output
     std::vector<uint32_t> limits;
     LookAhead ahead;
     Sampler sampler;
@@ -195,9 +193,8 @@ class Forward {
   // Row `row` of a phase's `rows`.
   void Quantise(const float* input, const Operand& operand, size_t row, size_t rows,
                 size_t columns);
-  // The output product at 16 bits when the output matrix is quantised: rows 2i and 2i + 1 of the
-  // tiles are the halves of row i. Of all products it is where rounding the activations costs most,
-  // and a prompt pays for it once.
+  // The output product is of activations at 16 bits when the output matrix is quantised. Of all
+  // products it is where rounding them costs most, and a prompt pays for it once.
   bool FineOutput() const;
   void Multiply(Team& team, int thread, const Operand& operand, size_t rows,
                 std::initializer_list<Product> products);
@@ -209,9 +206,6 @@ class Forward {
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,
                       size_t rows, int group, int groups);
   static size_t RunGroups(const Matrix& packed);
-  // [row][stride] = the output matrix times the operand, which is of halves where FineOutput.
-  void MultiplyOutput(Team& team, int thread, const Operand& operand, size_t rows, float* logits,
-                      size_t stride);
   // x += W * operand, over all ranks' columns of W. False: failed.
   bool AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix, float* x,
                   size_t rows);

@@ -28,44 +28,20 @@ void Forward::Output(Team& team, int thread) {
                                   static_cast<int>(tile_rows),
                                   operand.quant + tile * QuantTileBytes(kRowTile, s.hidden));
     });
-    if (comm_ == nullptr) {
-      MultiplyOutput(team, thread, operand, rows, logits_.data(), vocab_stride_);
-    } else {
-      MultiplyOutput(team, thread, operand, rows, shard_logits_.data(), shard_stride_);
+    const bool whole = comm_ == nullptr;
+    Multiply(team, thread, operand, rows,
+             {{.matrix = &weights_->output,
+               .out = whole ? logits_.data() : shard_logits_.data(),
+               .out_stride = whole ? vocab_stride_ : shard_stride_,
+               .add = false,
+               .fine = FineOutput()}});
+    if (!whole) {
       if (!GatherLogits(team, thread, rows)) return;
       if (weights_->shard.rank != 0) continue;
     }
     team.ForEach(static_cast<int>(rows), 1,
                  [&](int begin, int) { Sample(thread, first, static_cast<size_t>(begin)); });
   }
-}
-
-// The halves of a run's columns are added where the product leaves them, in the first-level cache.
-void Forward::MultiplyOutput(Team& team, int thread, const Operand& operand, size_t rows,
-                             float* logits, size_t stride) {
-  const Matrix& matrix = weights_->output;
-  if (!FineOutput()) {
-    Multiply(team, thread, operand, rows, {{&matrix, logits, stride, false}});
-    return;
-  }
-  const size_t groups_max = kHalvesFloats / (2 * rows * kGroupRows);
-  const int run = static_cast<int>(std::min(RunGroups(matrix), groups_max));
-  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
-  const auto multiply = [&](int begin, int end) {
-    scratch.ahead.Fetch(kLinesARun);
-    const size_t columns = static_cast<size_t>(end - begin) * kGroupRows;
-    float* halves = scratch.halves.data();
-    MultiplyGroups(thread, operand, {&matrix, halves, columns, false}, 0, 2 * rows, begin,
-                   end - begin);
-    for (size_t row = 0; row < rows; ++row) {
-      float* coarse = halves + 2 * row * columns;
-      kernels_->add(coarse, coarse + columns, columns);
-      std::memcpy(logits + row * stride + static_cast<size_t>(begin) * kGroupRows, coarse,
-                  columns * sizeof(float));
-    }
-  };
-  team.ForRuns(thread, matrix.groups(), run, multiply,
-               [&] { return scratch.ahead.Fetch(kLinesALook); });
 }
 
 bool Forward::GatherLogits(Team& team, int thread, size_t rows) {

@@ -113,7 +113,6 @@ void QuantizeRow(const float* x, size_t columns, int row, int tile_rows, std::by
   }
 }
 
-// Two rows: the coarse values, and in the next row what their rounding left over, 256 times finer.
 void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std::byte* tile) {
   const F magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   for (size_t block = 0; block < columns / kQuantBlock; ++block) {
@@ -121,27 +120,22 @@ void QuantizeRowFine(const float* x, size_t columns, int row, int tile_rows, std
     const F b = Load(x + block * kQuantBlock + 16);
     const float peak = MaxOf(Max(Abs(a), Abs(b)));
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-    const QuantSlot coarse = SlotOf(tile, block, row, tile_rows);
-    const QuantSlot fine = SlotOf(tile, block, row + 1, tile_rows);
-    int32_t coarse_sum = 0, fine_sum = 0;
+    const QuantSlot upper = SlotOf(tile, block, row, tile_rows);
+    const QuantSlot lower = SlotOf(tile, block, row + 1, tile_rows);
+    int32_t sum = 0;
     for (int half = 0; half < 2; ++half) {
       const F scaled = Mul(half == 0 ? a : b, Splat(inverse));
       const F rounded = Sub(Add(scaled, magic), magic);
       const F rest = Mul(Sub(scaled, rounded), Splat(256.0f));
-      coarse_sum += StoreInt8(coarse.values + 16 * half, rounded);
-      fine_sum += StoreInt8(fine.values + 16 * half, Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
-      if (half > 0) continue;
-      coarse.numbers->half = -32 * coarse_sum;
-      fine.numbers->half = -32 * fine_sum;
+      sum += 256 * StoreInt8(upper.values + 16 * half, rounded);
+      sum += StoreInt8(lower.values + 16 * half, Min(Max(rest, Splat(-127.0f)), Splat(127.0f)));
+      if (half == 0) upper.numbers->half = -32 * sum;
     }
-    const float scale = peak * (1.0f / 127.0f);
-    coarse.numbers->scale = scale;
-    coarse.numbers->sum = scale * static_cast<float>(coarse_sum);
-    coarse.numbers->offset = -128 * coarse_sum;
-    const float fine_scale = scale * (1.0f / 256.0f);
-    fine.numbers->scale = fine_scale;
-    fine.numbers->sum = fine_scale * static_cast<float>(fine_sum);
-    fine.numbers->offset = -128 * fine_sum;
+    const float scale = peak * (1.0f / (127.0f * 256.0f));
+    upper.numbers->scale = scale;
+    upper.numbers->sum = scale * static_cast<float>(sum);
+    upper.numbers->offset = -128 * sum;
+    *lower.numbers = {};
   }
 }
 

@@ -63,7 +63,9 @@ constexpr bool UsesQuantisedActivations(PackedType type) { return type >= Packed
 //   in a format without super-blocks by a * S * scale, then by minimum * A;
 //   in one with them by d * sum(s * S * a), then, if it has minima, by -m * sum(z * A).
 // Of kQ6_K s * S is s0 * S0 + s1 * S1, of the halves of the block. It stays below 2^24: a float
-// holds it, and all that leads to it, exactly, so it may be computed in either kind of number.
+// holds it, and all that leads to it, exactly, so it may be computed in either kind of number. Of
+// activations at 16 bits S is below 2^29 and s * S is of floats: float(S) * s, or
+// fma(float(S1), s1, float(S0) * s0).
 struct QuantFormat {
   int bits;                // of a value
   bool minima;             // else values have an offset: half of their range
@@ -112,6 +114,10 @@ constexpr size_t PackedGroupBytes(PackedType type, size_t columns) {
 // Quantised activations: tiles of up to 16 rows. For each block of 32 columns, with R rows in the
 // tile: int8 values[R][32]; QuantNumbers numbers[R]. Four rows' numbers fill a cache line: threads
 // that quantise four rows at a time do not write to each other's.
+//
+// A row at 16 bits takes the place of two. A value is 256 times that of the first plus that of the
+// second, both from -127 to 127; a table may keep the 64 bytes of a block in an order of its own.
+// The first place has the row's numbers, the second zeros.
 struct QuantNumbers {
   float scale;
   float sum;       // scale times the sum of the values
@@ -135,6 +141,7 @@ struct MatMul {
   float* out = nullptr;
   size_t out_stride = 0;
   bool add = false;
+  bool fine = false;  // integer types: `rows` are rows at 16 bits, in tiles of up to half as many
 };
 
 // Queries of one kv head against the cache of one sequence.
@@ -187,8 +194,8 @@ struct Kernels {
   void (*matmul[kPackedTypes])(const MatMul&);
   // Quantises one row into its place in a tile that holds `tile_rows` rows.
   void (*quantize_row)(const float* x, size_t columns, int row, int tile_rows, std::byte* tile);
-  // The same at 16 bits, as two rows of the tile: `row` gets the values rounded to 8 bits, `row` +
-  // 1 what that left over. The row's product is the sum of theirs.
+  // The same at 16 bits, in the places `row` and `row` + 1; `row` is even. For the same table's
+  // matmul.
   void (*quantize_row_fine)(const float* x, size_t columns, int row, int tile_rows,
                             std::byte* tile);
   // `n` is a multiple of 16, elements past `size` are zero.

@@ -100,13 +100,69 @@ inline void SumSteps(const __m256i* w, const std::byte* values, __m256i (&sums)[
   }
 }
 
+// A row at 16 bits has its values as such: of a block first those of columns 4i and 4i + 2, for all
+// eight steps, then those of 4i + 1 and 4i + 3.
+void QuantizeRowWide(const float* x, size_t columns, int row, int tile_rows, std::byte* tile) {
+  QuantizeRowFine(x, columns, row, tile_rows, tile);
+  for (size_t block = 0; block < columns / kQuantBlock; ++block) {
+    __m256i* places = reinterpret_cast<__m256i*>(SlotOf(tile, block, row, tile_rows).values);
+    const __m256i upper = _mm256_loadu_si256(places), lower = _mm256_loadu_si256(places + 1);
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(lower, 8), 8);
+    const __m256i odd = _mm256_srai_epi16(lower, 8);
+    _mm256_storeu_si256(places, _mm256_add_epi16(_mm256_slli_epi16(upper, 8), even));
+    const __m256i high = _mm256_set1_epi16(static_cast<int16_t>(0xff00));
+    _mm256_storeu_si256(places + 1, _mm256_add_epi16(_mm256_and_si256(upper, high), odd));
+  }
+}
+
+// The bytes of half a group in one block: w[i] has those of step i.
+template <PackedType kType>
+inline void UnpackBytes(const std::byte* block, __m256i (&w)[8]) {
+  constexpr QuantFormat kFormat = FormatOf(kType);
+  if constexpr (kFormat.bits == 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) w[i] = Load256(block + kFormat.head_bytes + 64 * i);
+  } else {
+    Unpack<kType>(block, w);
+  }
+}
+
+// As SumSteps, of rows at 16 bits, a tile's two places each.
+template <int kSteps, int kRows>
+inline void SumWideSteps(const __m256i* w, const std::byte* values, __m256i (&sums)[kRows]) {
+  constexpr int kRowWords = 2 * kQuantBlock / 4, kOdd = kQuantBlock / 4;
+  const int32_t* x = reinterpret_cast<const int32_t*>(values);
+  __m256i odd_sums[kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSteps; ++i) {
+    const __m256i even = _mm256_and_si256(w[i], _mm256_set1_epi16(255));
+    const __m256i odd = _mm256_srli_epi16(w[i], 8);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t* at = x + r * kRowWords + i;
+      const __m256i even_products = _mm256_madd_epi16(even, _mm256_set1_epi32(at[0]));
+      const __m256i odd_products = _mm256_madd_epi16(odd, _mm256_set1_epi32(at[kOdd]));
+      sums[r] = i == 0 ? even_products : _mm256_add_epi32(sums[r], even_products);
+      odd_sums[r] = i == 0 ? odd_products : _mm256_add_epi32(odd_sums[r], odd_products);
+      Pin(sums[r]);
+      Pin(odd_sums[r]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_add_epi32(sums[r], odd_sums[r]);
+}
+
 // The rows of a tile in one block.
+template <bool kFine>
 struct TileBlock {
+  static constexpr int kPlaces = kFine ? 2 : 1;  // of a row
   TileBlock(const std::byte* tile, int tile_rows)
       : values(tile),
         numbers(reinterpret_cast<const QuantNumbers*>(tile + static_cast<size_t>(tile_rows) *
-                                                                 kQuantBlock)),
+                                                                 kPlaces * kQuantBlock)),
         rows(tile_rows) {}
+  const std::byte* ValuesOf(int row) const { return values + row * kPlaces * kQuantBlock; }
+  const QuantNumbers& NumbersOf(int row) const { return numbers[row * kPlaces]; }
   const std::byte* values;
   const QuantNumbers* numbers;
   int rows;
@@ -121,15 +177,19 @@ struct alignas(64) BlockSums {
 };
 
 // kRows rows from `row` on with 8 output rows.
-template <PackedType kType, int kRows>
-inline void SumRows(const __m256i (&w)[kVectors<kType>], const TileBlock& tile, int row, int half,
+template <PackedType kType, int kRows, bool kFine, int kWeights>
+inline void SumRows(const __m256i (&w)[kWeights], const TileBlock<kFine>& tile, int row, int half,
                     BlockSums<kType>& sums) {
-  constexpr int kBits = FormatOf(kType).bits;
   constexpr int kSteps = 8 / kHalves<kType>;
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves<kType>; ++h) {
     __m256i sum[kRows];
-    SumSteps<kBits, kSteps>(w + kSteps * h, tile.values + row * kQuantBlock + 4 * kSteps * h, sum);
+    const std::byte* values = tile.ValuesOf(row) + 4 * kSteps * h;
+    if constexpr (kFine) {
+      SumWideSteps<kSteps>(w + kSteps * h, values, sum);
+    } else {
+      SumSteps<FormatOf(kType).bits, kSteps>(w + kSteps * h, values, sum);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       _mm256_store_si256(reinterpret_cast<__m256i*>(&sums.of[h][row + r][8 * half]), sum[r]);
@@ -138,13 +198,17 @@ inline void SumRows(const __m256i (&w)[kVectors<kType>], const TileBlock& tile, 
 }
 
 // The weights of half the group stay in registers while the rows pass by.
-template <PackedType kType>
-inline void SumBlock(const std::byte* block, const TileBlock& tile, BlockSums<kType>& sums) {
+template <PackedType kType, bool kFine>
+inline void SumBlock(const std::byte* block, const TileBlock<kFine>& tile, BlockSums<kType>& sums) {
   constexpr int kTogether = 2;
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    __m256i w[kVectors<kType>];
-    Unpack<kType>(block + 32 * half, w);
+    __m256i w[kFine ? 8 : kVectors<kType>];
+    if constexpr (kFine) {
+      UnpackBytes<kType>(block + 32 * half, w);
+    } else {
+      Unpack<kType>(block + 32 * half, w);
+    }
     int row = 0;
     for (; row + kTogether <= tile.rows; row += kTogether) {
       SumRows<kType, kTogether>(w, tile, row, half, sums);
@@ -178,9 +242,9 @@ inline F WidenHalves(const std::byte* p) { return LoadF16(reinterpret_cast<const
 // Adds a block's sums to the rows', acc[row][kGroupRows]: of a format with super-blocks, to those
 // of its super-block. Apart from the integer products: the processor looks only so far ahead, and
 // would see too few rows of both.
-template <PackedType kType>
-inline void AddSums(const std::byte* block, const TileBlock& tile, const BlockSums<kType>& sums,
-                    float* acc) {
+template <PackedType kType, bool kFine>
+inline void AddSums(const std::byte* block, const TileBlock<kFine>& tile,
+                    const BlockSums<kType>& sums, float* acc) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   F first, second;
   if constexpr (kType == PackedType::kQ6_K) {
@@ -194,7 +258,7 @@ inline void AddSums(const std::byte* block, const TileBlock& tile, const BlockSu
   }
 #pragma GCC unroll 2
   for (int r = 0; r < tile.rows; ++r) {
-    const QuantNumbers& numbers = tile.numbers[r];
+    const QuantNumbers& numbers = tile.NumbersOf(r);
     float* a = acc + r * kGroupRows;
     const F scale = Splat(numbers.scale);
     if constexpr (kType == PackedType::kQ6_K) {
@@ -222,12 +286,18 @@ inline void Prefetch(const std::byte* block, size_t bytes) {
 }
 
 // A block of a group against the rows of a tile.
-template <PackedType kType>
-inline void AddBlock(const std::byte* block, const TileBlock& tile, float* acc) {
+template <PackedType kType, bool kFine>
+inline void AddBlock(const std::byte* block, const TileBlock<kFine>& tile, float* acc) {
   BlockSums<kType> sums;
   Prefetch(block, BlockBytes(FormatOf(kType)));
   SumBlock<kType>(block, tile, sums);
   AddSums<kType>(block, tile, sums, acc);
+}
+
+template <bool kFine>
+constexpr size_t TileBytes(int rows, int columns) {
+  return QuantTileBytes(static_cast<size_t>(rows) * TileBlock<kFine>::kPlaces,
+                        static_cast<size_t>(columns));
 }
 
 inline void Clear(float* acc, int rows) {
@@ -235,7 +305,7 @@ inline void Clear(float* acc, int rows) {
 }
 
 // Takes the minima of a super-block off the rows' sums. `tile`: the rows in its first block.
-template <PackedType kType>
+template <PackedType kType, bool kFine>
 inline void SubtractMinima(const std::byte* super, const std::byte* tile, int rows, float* acc) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   constexpr int kBlocks = kSuperBlock / kQuantBlock;
@@ -251,8 +321,8 @@ inline void SubtractMinima(const std::byte* super, const std::byte* tile, int ro
       __m256 sum = _mm256_setzero_ps();
 #pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) {
-        const TileBlock at(tile + static_cast<size_t>(b * rows) * kQuantRowBlockBytes, rows);
-        sum = _mm256_fmadd_ps(minima[b], _mm256_set1_ps(at.numbers[r].sum), sum);
+        const TileBlock<kFine> at(tile + TileBytes<kFine>(rows, b * kQuantBlock), rows);
+        sum = _mm256_fmadd_ps(minima[b], _mm256_set1_ps(at.NumbersOf(r).sum), sum);
       }
       float* a = acc + r * kGroupRows + 8 * half;
       _mm256_store_ps(a, _mm256_fnmadd_ps(sum, minimum, _mm256_load_ps(a)));
@@ -261,41 +331,42 @@ inline void SubtractMinima(const std::byte* super, const std::byte* tile, int ro
 }
 
 // A super-block of a group against the rows of a tile. `tile`: the rows in its first block.
-template <PackedType kType>
+template <PackedType kType, bool kFine>
 inline void AddSuperBlock(const std::byte* super, const std::byte* tile, int rows, float* acc) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   alignas(64) float products[kRowTile * kGroupRows];
   Clear(products, rows);
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    AddBlock<kType>(super + kFormat.super_bytes + static_cast<size_t>(b) * BlockBytes(kFormat),
-                    {tile + static_cast<size_t>(b * rows) * kQuantRowBlockBytes, rows}, products);
+    const TileBlock<kFine> at(tile + TileBytes<kFine>(rows, b * kQuantBlock), rows);
+    AddBlock<kType>(super + kFormat.super_bytes + static_cast<size_t>(b) * BlockBytes(kFormat), at,
+                    products);
   }
   const F scale = WidenHalves(super);
   for (int r = 0; r < rows; ++r) {
     float* a = acc + r * kGroupRows;
     Store(a, Fma(Load(products + r * kGroupRows), scale, Load(a)));
   }
-  if constexpr (kFormat.minima) SubtractMinima<kType>(super, tile, rows, acc);
+  if constexpr (kFormat.minima) SubtractMinima<kType, kFine>(super, tile, rows, acc);
 }
 
 // One group of 16 output rows against the rows of a tile. Inlined, so that of one row the sums stay
 // in registers.
-template <PackedType kType>
+template <PackedType kType, bool kFine>
 [[gnu::always_inline]] inline void QuantTile(const MatMul& m, const std::byte* weights,
                                              const std::byte* tile, int rows, float* out) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   constexpr bool kSuper = kFormat.super_bytes != 0;
-  constexpr size_t kStep = kSuper ? kSuperBlock : kQuantBlock;  // columns
+  constexpr int kStep = kSuper ? kSuperBlock : kQuantBlock;  // columns
   alignas(64) float acc[kRowTile * kGroupRows];
   Clear(acc, rows);
   for (size_t column = 0; column < m.columns; column += kStep) {
     if constexpr (kSuper) {
-      AddSuperBlock<kType>(weights, tile, rows, acc);
+      AddSuperBlock<kType, kFine>(weights, tile, rows, acc);
     } else {
-      AddBlock<kType>(weights, {tile, rows}, acc);
+      AddBlock<kType>(weights, TileBlock<kFine>(tile, rows), acc);
     }
     weights += PackedGroupBytes(kType, kStep);
-    tile += QuantTileBytes(static_cast<size_t>(rows), kStep);
+    tile += TileBytes<kFine>(rows, kStep);
   }
   for (int r = 0; r < rows; ++r, out += m.out_stride) {
     const F sum = Load(acc + r * kGroupRows);
@@ -303,26 +374,36 @@ template <PackedType kType>
   }
 }
 
-template <PackedType kType>
-void QuantMatMul(const MatMul& m) {
+template <PackedType kType, bool kFine>
+void TiledMatMul(const MatMul& m) {
+  constexpr int kTileRows = kRowTile / TileBlock<kFine>::kPlaces;
   const size_t group_bytes = PackedGroupBytes(kType, m.columns);
   const size_t tile_bytes = QuantTileBytes(kRowTile, m.columns);
   for (int group = 0; group < m.groups; ++group) {
     const std::byte* weights = m.weights + group * group_bytes;
     const std::byte* tile = m.x_quant;
-    for (int row = 0; row < m.rows; row += kRowTile, tile += tile_bytes) {
-      const int rows = m.rows - row < kRowTile ? m.rows - row : kRowTile;
+    for (int row = 0; row < m.rows; row += kTileRows, tile += tile_bytes) {
+      const int rows = m.rows - row < kTileRows ? m.rows - row : kTileRows;
       float* out = m.out + static_cast<size_t>(row) * m.out_stride + group * kGroupRows;
       if (rows == 1) {
-        QuantTile<kType>(m, weights, tile, 1, out);
+        QuantTile<kType, kFine>(m, weights, tile, 1, out);
       } else {
-        QuantTile<kType>(m, weights, tile, rows, out);
+        QuantTile<kType, kFine>(m, weights, tile, rows, out);
       }
     }
   }
 }
 
-constexpr Kernels kTable = MakeTable("avx2");
+template <PackedType kType>
+void QuantMatMul(const MatMul& m) {
+  m.fine ? TiledMatMul<kType, true>(m) : TiledMatMul<kType, false>(m);
+}
+
+constexpr Kernels WithWideRows(Kernels table) {
+  table.quantize_row_fine = QuantizeRowWide;
+  return table;
+}
+constexpr Kernels kTable = WithWideRows(MakeTable("avx2"));
 
 }  // namespace
 

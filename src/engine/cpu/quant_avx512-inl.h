@@ -63,15 +63,26 @@ inline void Unpack(const std::byte* block, __m512i (&w)[8]) {
   }
 }
 
+template <bool kFine>
+constexpr int kPlacesOf = kFine ? 2 : 1;  // of a row in a tile
+
 // A tile's rows in one block.
-template <int kRows>
+template <int kRows, bool kFine>
 struct RowBlock {
+  static constexpr int kPlaces = kRows * kPlacesOf<kFine>;
+  static constexpr size_t kBytes = kPlaces * kQuantRowBlockBytes;
   explicit RowBlock(const std::byte* tile)
       : values(reinterpret_cast<const int32_t*>(tile)),
-        numbers(reinterpret_cast<const QuantNumbers*>(tile + kRows * kQuantBlock)) {}
-  const int32_t* values;  // four columns each
+        numbers(reinterpret_cast<const QuantNumbers*>(tile + kPlaces * kQuantBlock)) {}
+  const QuantNumbers& NumbersOf(int row) const { return numbers[row * kPlacesOf<kFine>]; }
+  const int32_t* values;  // [place][8]: four columns each
   const QuantNumbers* numbers;
 };
+
+// The sum of a row at 16 bits, of those of its two places.
+inline __m512i JoinSums(__m512i upper, __m512i lower) {
+  return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower);
+}
 
 inline __m512 LoadHalves(const std::byte* p) {
   return LoadF16(reinterpret_cast<const uint16_t*>(p)).v;
@@ -126,7 +137,7 @@ inline __m512 AddK6(__m512i left, __m512i right, const QuantNumbers& numbers, __
 }
 
 // Takes the minima of a super-block off the rows' sums. `tile`: the rows in its first block.
-template <PackedType kType, int kRows>
+template <PackedType kType, bool kFine, int kRows>
 inline void SubtractMinima(const std::byte* super, const std::byte* tile, __m512 (&acc)[kRows]) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   constexpr size_t kBlocks = kSuperBlock / kQuantBlock;
@@ -142,8 +153,8 @@ inline void SubtractMinima(const std::byte* super, const std::byte* tile, __m512
     __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 8
     for (size_t b = 0; b < kBlocks; ++b) {
-      const RowBlock<kRows> rows(tile + b * kRows * kQuantRowBlockBytes);
-      sum = _mm512_fmadd_ps(minima[b], _mm512_set1_ps(rows.numbers[r].sum), sum);
+      const RowBlock<kRows, kFine> rows(tile + b * RowBlock<kRows, kFine>::kBytes);
+      sum = _mm512_fmadd_ps(minima[b], _mm512_set1_ps(rows.NumbersOf(r).sum), sum);
     }
     acc[r] = _mm512_fnmadd_ps(sum, minimum, acc[r]);
   }

@@ -74,9 +74,32 @@ inline void Unpack(const std::byte* block, int8x16_t (&signed_w)[8]) {
   for (int i = 0; i < 8; ++i) signed_w[i] = vreinterpretq_s8_u8(w[i]);
 }
 
-// The numbers of a tile's rows, of one block.
-inline const QuantNumbers* NumbersOf(const std::byte* tile, size_t rows) {
-  return reinterpret_cast<const QuantNumbers*>(tile + rows * kQuantBlock);
+// A row in one block of a tile with `places`, from its place `place` on.
+template <bool kFine>
+struct RowBlock {
+  static constexpr size_t kPlaces = kFine ? 2 : 1;
+  RowBlock(const std::byte* tile, size_t places, size_t place)
+      : values(tile + place * kQuantBlock),
+        numbers(reinterpret_cast<const QuantNumbers*>(tile + places * kQuantBlock)[place]) {}
+  // Of kSteps steps from `step` on.
+  template <int kBits, int kSteps>
+  int32x4_t Sum(const int8x16_t* w, int step) const {
+    const std::byte* x = values + 4 * step;
+    if constexpr (kFine) {
+      const int32x4_t upper = StepSum<kBits, kSteps>(w + step, x);
+      return vaddq_s32(vshlq_n_s32(upper, 8), StepSum<kBits, kSteps>(w + step, x + kQuantBlock));
+    } else {
+      return StepSum<kBits, kSteps>(w + step, x);
+    }
+  }
+  const std::byte* values;
+  const QuantNumbers& numbers;
+};
+
+// Of row `row` behind the one at place `first`.
+template <bool kFine>
+inline size_t PlaceOf(size_t first, int row) {
+  return first + static_cast<size_t>(row) * RowBlock<kFine>::kPlaces;
 }
 
 // Four f16 numbers, or bytes, of a quarter.
@@ -117,17 +140,16 @@ inline void StoreRows(const MatMul& m, const float32x4_t (&acc)[kRows][kQuarters
   }
 }
 
-// One group of 16 output rows against kRows activation rows of a tile with `rows`, from row
-// `first`.
-template <PackedType kType, int kRows>
-void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t rows,
+// One group of 16 output rows against kRows activation rows of a tile with `places`, from place
+// `first` on.
+template <PackedType kType, int kRows, bool kFine>
+void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t places,
                size_t first, float* out) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   const size_t blocks = m.columns / kQuantBlock;
   float32x4_t acc[kRows][kQuarters];
   Clear(acc);
   for (size_t b = 0; b < blocks; ++b) {
-    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       const float32x4_t scale = HalvesAt(weights + 8 * q);
@@ -135,89 +157,99 @@ void QuantTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       Unpack<kType>(weights + 16 * q, w);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const size_t row = first + static_cast<size_t>(r);
-        int32x4_t sum = StepSum<kFormat.bits, 8>(w, tile + row * kQuantBlock);
+        const RowBlock<kFine> row(tile, places, PlaceOf<kFine>(first, r));
+        int32x4_t sum = row.template Sum<kFormat.bits, 8>(w, 0);
         if constexpr (!kFormat.minima && kFormat.bits != 8) {
-          sum = vaddq_s32(sum, vdupq_n_s32(numbers[row].offset / (256 >> kFormat.bits)));
+          sum = vaddq_s32(sum, vdupq_n_s32(row.numbers.offset / (256 >> kFormat.bits)));
         }
-        const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sum), numbers[row].scale);
+        const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sum), row.numbers.scale);
         acc[r][q] = vfmaq_f32(acc[r][q], scaled, scale);
         if constexpr (kFormat.minima) {
           acc[r][q] =
-              vfmaq_f32(acc[r][q], HalvesAt(weights + 32 + 8 * q), vdupq_n_f32(numbers[row].sum));
+              vfmaq_f32(acc[r][q], HalvesAt(weights + 32 + 8 * q), vdupq_n_f32(row.numbers.sum));
         }
       }
     }
     weights += BlockBytes(kFormat);
-    tile += rows * kQuantRowBlockBytes;
+    tile += places * kQuantRowBlockBytes;
   }
   StoreRows(m, acc, out);
 }
 
-// What the products of a block grow to with its scales, as integers: below 2^24.
-template <PackedType kType>
-inline int32x4_t ScaledSum(const std::byte* block, int quarter, const int8x16_t (&w)[8],
-                           const std::byte* x, const QuantNumbers* numbers, size_t row) {
+// What the products of a block grow to with its scales: of 8 bits, integers below 2^24.
+template <PackedType kType, bool kFine>
+inline float32x4_t ScaledSum(const std::byte* block, int quarter, const int8x16_t (&w)[8],
+                             const RowBlock<kFine>& row) {
   if constexpr (kType == PackedType::kQ6_K) {
-    const int32_t left_offset = numbers[row].half;
-    const int32_t right_offset = numbers[row].offset / 4 - left_offset;
-    const int32x4_t left = vaddq_s32(StepSum<6, 4>(w, x), vdupq_n_s32(left_offset));
-    const int32x4_t right = vaddq_s32(StepSum<6, 4>(w + 4, x + 16), vdupq_n_s32(right_offset));
-    return vmlaq_s32(vmulq_s32(left, SignedAt(block + 4 * quarter)), right,
-                     SignedAt(block + 16 + 4 * quarter));
+    const int32_t left_offset = row.numbers.half;
+    const int32_t right_offset = row.numbers.offset / 4 - left_offset;
+    const int32x4_t left = vaddq_s32(row.template Sum<6, 4>(w, 0), vdupq_n_s32(left_offset));
+    const int32x4_t right = vaddq_s32(row.template Sum<6, 4>(w, 4), vdupq_n_s32(right_offset));
+    const int32x4_t left_scale = SignedAt(block + 4 * quarter);
+    const int32x4_t right_scale = SignedAt(block + 16 + 4 * quarter);
+    if constexpr (kFine) {
+      return vfmaq_f32(vmulq_f32(vcvtq_f32_s32(left), vcvtq_f32_s32(left_scale)),
+                       vcvtq_f32_s32(right), vcvtq_f32_s32(right_scale));
+    } else {
+      return vcvtq_f32_s32(vmlaq_s32(vmulq_s32(left, left_scale), right, right_scale));
+    }
   } else {
-    return vmulq_s32(StepSum<FormatOf(kType).bits, 8>(w, x), UnsignedAt(block + 4 * quarter));
+    const int32x4_t sum = row.template Sum<FormatOf(kType).bits, 8>(w, 0);
+    const int32x4_t scale = UnsignedAt(block + 4 * quarter);
+    if constexpr (kFine) {
+      return vmulq_f32(vcvtq_f32_s32(sum), vcvtq_f32_s32(scale));
+    } else {
+      return vcvtq_f32_s32(vmulq_s32(sum, scale));
+    }
   }
 }
 
 // The products of a super-block: to `sums` those of kRows rows.
-template <PackedType kType, int kRows>
-inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_t rows,
+template <PackedType kType, bool kFine, int kRows>
+inline void SuperProducts(const std::byte* weights, const std::byte* tile, size_t places,
                           size_t first, float32x4_t (&sums)[kRows][kQuarters]) {
   Clear(sums);
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    const QuantNumbers* numbers = NumbersOf(tile, rows);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       int8x16_t w[8];
       Unpack<kType>(weights + 16 * q, w);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const size_t row = first + static_cast<size_t>(r);
-        const int32x4_t scaled =
-            ScaledSum<kType>(weights, q, w, tile + row * kQuantBlock, numbers, row);
-        sums[r][q] = vfmaq_f32(sums[r][q], vcvtq_f32_s32(scaled), vdupq_n_f32(numbers[row].scale));
+        const RowBlock<kFine> row(tile, places, PlaceOf<kFine>(first, r));
+        sums[r][q] = vfmaq_f32(sums[r][q], ScaledSum<kType>(weights, q, w, row),
+                               vdupq_n_f32(row.numbers.scale));
       }
     }
     weights += BlockBytes(FormatOf(kType));
-    tile += rows * kQuantRowBlockBytes;
+    tile += places * kQuantRowBlockBytes;
   }
 }
 
 // The minima of a super-block, likewise.
-template <PackedType kType, int kRows>
-inline void SuperMinima(const std::byte* weights, const std::byte* tile, size_t rows, size_t first,
-                        float32x4_t (&sums)[kRows][kQuarters]) {
+template <PackedType kType, bool kFine, int kRows>
+inline void SuperMinima(const std::byte* weights, const std::byte* tile, size_t places,
+                        size_t first, float32x4_t (&sums)[kRows][kQuarters]) {
   Clear(sums);
   for (int b = 0; b < kSuperBlock / kQuantBlock; ++b) {
-    const QuantNumbers* numbers = NumbersOf(tile, rows) + first;
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       const float32x4_t minimum = vcvtq_f32_s32(UnsignedAt(weights + 16 + 4 * q));
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        sums[r][q] = vfmaq_f32(sums[r][q], minimum, vdupq_n_f32(numbers[r].sum));
+        const RowBlock<kFine> row(tile, places, PlaceOf<kFine>(first, r));
+        sums[r][q] = vfmaq_f32(sums[r][q], minimum, vdupq_n_f32(row.numbers.sum));
       }
     }
     weights += BlockBytes(FormatOf(kType));
-    tile += rows * kQuantRowBlockBytes;
+    tile += places * kQuantRowBlockBytes;
   }
 }
 
 // As QuantTile, for the formats with super-blocks. The rows' sums over super-blocks are touched
 // once in 256 columns: where registers are short, it is those that go to memory.
-template <PackedType kType, int kRows>
-void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t rows,
+template <PackedType kType, int kRows, bool kFine>
+void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t places,
                size_t first, float* out) {
   constexpr QuantFormat kFormat = FormatOf(kType);
   constexpr size_t kSuperTileBlocks = kSuperBlock / kQuantBlock;
@@ -226,7 +258,7 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
   for (size_t super = 0; super < m.columns / kSuperBlock; ++super) {
     const std::byte* blocks = weights + kFormat.super_bytes;
     float32x4_t sums[kRows][kQuarters];
-    SuperProducts<kType>(blocks, tile, rows, first, sums);
+    SuperProducts<kType, kFine>(blocks, tile, places, first, sums);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuarters; ++q) {
       const float32x4_t scale = HalvesAt(weights + 8 * q);
@@ -234,7 +266,7 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       for (int r = 0; r < kRows; ++r) acc[r][q] = vfmaq_f32(acc[r][q], sums[r][q], scale);
     }
     if constexpr (kFormat.minima) {
-      SuperMinima<kType>(blocks, tile, rows, first, sums);
+      SuperMinima<kType, kFine>(blocks, tile, places, first, sums);
 #pragma GCC unroll 4
       for (int q = 0; q < kQuarters; ++q) {
         const float32x4_t minimum = HalvesAt(weights + 32 + 8 * q);
@@ -243,39 +275,45 @@ void SuperTile(const MatMul& m, const std::byte* weights, const std::byte* tile,
       }
     }
     weights = blocks + kSuperTileBlocks * BlockBytes(kFormat);
-    tile += kSuperTileBlocks * rows * kQuantRowBlockBytes;
+    tile += kSuperTileBlocks * places * kQuantRowBlockBytes;
   }
   StoreRows(m, acc, out);
 }
 
-template <PackedType kType, int kRows>
-inline void AnyTile(const MatMul& m, const std::byte* weights, const std::byte* tile, int rows,
+template <PackedType kType, int kRows, bool kFine>
+inline void AnyTile(const MatMul& m, const std::byte* weights, const std::byte* tile, size_t places,
                     int first, float* out) {
-  const size_t row = static_cast<size_t>(first);
+  const size_t place = PlaceOf<kFine>(0, first);
+  out += static_cast<size_t>(first) * m.out_stride;
   if constexpr (FormatOf(kType).super_bytes == 0) {
-    QuantTile<kType, kRows>(m, weights, tile, static_cast<size_t>(rows), row,
-                            out + row * m.out_stride);
+    QuantTile<kType, kRows, kFine>(m, weights, tile, places, place, out);
   } else {
-    SuperTile<kType, kRows>(m, weights, tile, static_cast<size_t>(rows), row,
-                            out + row * m.out_stride);
+    SuperTile<kType, kRows, kFine>(m, weights, tile, places, place, out);
   }
 }
 
-template <PackedType kType>
-void QuantMatMul(const MatMul& m) {
+template <PackedType kType, bool kFine>
+void TiledMatMul(const MatMul& m) {
+  constexpr int kTileRows = kRowTile / static_cast<int>(RowBlock<kFine>::kPlaces);
   const size_t group_bytes = PackedGroupBytes(kType, m.columns);
   const size_t tile_bytes = QuantTileBytes(kRowTile, m.columns);
   for (int group = 0; group < m.groups; ++group) {
     const std::byte* weights = m.weights + static_cast<size_t>(group) * group_bytes;
     const std::byte* tile = m.x_quant;
-    for (int row = 0; row < m.rows; row += kRowTile, tile += tile_bytes) {
-      const int rows = m.rows - row < kRowTile ? m.rows - row : kRowTile;
+    for (int row = 0; row < m.rows; row += kTileRows, tile += tile_bytes) {
+      const int rows = m.rows - row < kTileRows ? m.rows - row : kTileRows;
+      const size_t places = PlaceOf<kFine>(0, rows);
       float* out = m.out + static_cast<size_t>(row) * m.out_stride + group * kGroupRows;
       int r = 0;
-      for (; r + 4 <= rows; r += 4) AnyTile<kType, 4>(m, weights, tile, rows, r, out);
-      for (; r < rows; ++r) AnyTile<kType, 1>(m, weights, tile, rows, r, out);
+      for (; r + 4 <= rows; r += 4) AnyTile<kType, 4, kFine>(m, weights, tile, places, r, out);
+      for (; r < rows; ++r) AnyTile<kType, 1, kFine>(m, weights, tile, places, r, out);
     }
   }
+}
+
+template <PackedType kType>
+void QuantMatMul(const MatMul& m) {
+  m.fine ? TiledMatMul<kType, true>(m) : TiledMatMul<kType, false>(m);
 }
 
 }  // namespace

@@ -113,79 +113,92 @@ inline void ProductsOf(const std::byte* tile, size_t b, size_t count, TileScratc
   if (count > 3) BlockProducts<kType, Tiles, 3>(tile, b + 3, scratch);
 }
 
+template <bool kFine>
+constexpr int kRowsOf = kRowTile / kPlacesOf<kFine>;  // of a full tile
+
+template <bool kFine>
 inline __m512i SumOf(const TileScratch& scratch, size_t slot, int half, int row) {
-  return _mm512_load_si512(scratch.sums[slot][half][row]);
+  const auto& sums = scratch.sums[slot][half];
+  if constexpr (kFine) {
+    return JoinSums(_mm512_load_si512(sums[2 * row]), _mm512_load_si512(sums[2 * row + 1]));
+  }
+  return _mm512_load_si512(sums[row]);
 }
 
 // Adds a block's sums, which are in `slot`, to the rows': of a format with super-blocks, to those
 // of its super-block.
-template <PackedType kType>
+template <PackedType kType, bool kFine>
 inline void AddSums(const std::byte* block, const std::byte* tile, size_t slot,
-                    const TileScratch& scratch, __m512 (&acc)[kRowTile]) {
+                    const TileScratch& scratch, __m512 (&acc)[kRowsOf<kFine>]) {
   constexpr QuantFormat kFormat = FormatOf(kType);
-  const RowBlock<kRowTile> rows(tile);
+  constexpr int kRows = kRowsOf<kFine>;
+  const RowBlock<kRows, kFine> rows(tile);
   if constexpr (kHalves<kType>) {
     const __m512 left_scale = WidenI8(block), right_scale = WidenI8(block + 16);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowTile; ++r) {
-      const QuantNumbers& numbers = rows.numbers[r];
-      const __m512i left = _mm512_add_epi32(SumOf(scratch, slot, 0, r), LeftOffset(numbers));
-      const __m512i right = _mm512_add_epi32(SumOf(scratch, slot, 1, r), RightOffset(numbers));
+    for (int r = 0; r < kRows; ++r) {
+      const QuantNumbers& numbers = rows.NumbersOf(r);
+      const __m512i left = _mm512_add_epi32(SumOf<kFine>(scratch, slot, 0, r), LeftOffset(numbers));
+      const __m512i right =
+          _mm512_add_epi32(SumOf<kFine>(scratch, slot, 1, r), RightOffset(numbers));
       acc[r] = AddK6(left, right, numbers, left_scale, right_scale, acc[r]);
     }
   } else if constexpr (kFormat.super_bytes != 0) {
     const __m512 scale = WidenU8(block);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowTile; ++r) {
-      acc[r] = AddK45(SumOf(scratch, slot, 0, r), rows.numbers[r], scale, acc[r]);
+    for (int r = 0; r < kRows; ++r) {
+      acc[r] = AddK45(SumOf<kFine>(scratch, slot, 0, r), rows.NumbersOf(r), scale, acc[r]);
     }
   } else {
     const __m512 scale = LoadHalves(block);
     __m512 minimum = _mm512_setzero_ps();
     if constexpr (kFormat.minima) minimum = LoadHalves(block + 32);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowTile; ++r) {
-      __m512i sum = SumOf(scratch, slot, 0, r);
-      if constexpr (!kFormat.minima) sum = _mm512_add_epi32(sum, OffsetOf<kType>(rows.numbers[r]));
-      acc[r] = AddBlock<kType>(sum, rows.numbers[r], scale, minimum, acc[r]);
+    for (int r = 0; r < kRows; ++r) {
+      __m512i sum = SumOf<kFine>(scratch, slot, 0, r);
+      if constexpr (!kFormat.minima) {
+        sum = _mm512_add_epi32(sum, OffsetOf<kType>(rows.NumbersOf(r)));
+      }
+      acc[r] = AddBlock<kType>(sum, rows.NumbersOf(r), scale, minimum, acc[r]);
     }
   }
 }
 
 // Adds the blocks from `b` to `end` of a panel that begins at block `first` of the group.
-template <PackedType kType, typename Tiles>
+template <PackedType kType, bool kFine, typename Tiles>
 inline void AddBlocks(const std::byte* group, const std::byte* tile, size_t first, size_t b,
-                      size_t end, TileScratch& scratch, __m512 (&acc)[kRowTile]) {
+                      size_t end, TileScratch& scratch, __m512 (&acc)[kRowsOf<kFine>]) {
   for (; b < end; b += kBlocksAtOnce) {
     const size_t count = end - b < kBlocksAtOnce ? end - b : kBlocksAtOnce;
     ProductsOf<kType, Tiles>(tile, b, count, scratch);
     for (size_t slot = 0; slot < count; ++slot) {
-      AddSums<kType>(BlockAt<kType>(group, first + b + slot),
-                     tile + (b + slot) * kRowTile * kQuantRowBlockBytes, slot, scratch, acc);
+      AddSums<kType, kFine>(BlockAt<kType>(group, first + b + slot),
+                            tile + (b + slot) * kRowTile * kQuantRowBlockBytes, slot, scratch, acc);
     }
   }
 }
 
 // The panel's part of one tile's rows. `tile`: the rows in the panel's first block.
-template <PackedType kType, typename Tiles>
+template <PackedType kType, bool kFine, typename Tiles>
 void AddPanel(const std::byte* group, const std::byte* tile, size_t first, size_t blocks,
-              TileScratch& scratch, __m512 (&acc)[kRowTile]) {
+              TileScratch& scratch, __m512 (&acc)[kRowsOf<kFine>]) {
   constexpr QuantFormat kFormat = FormatOf(kType);
+  constexpr int kRows = kRowsOf<kFine>;
   if constexpr (kFormat.super_bytes == 0) {
-    AddBlocks<kType, Tiles>(group, tile, first, 0, blocks, scratch, acc);
+    AddBlocks<kType, kFine, Tiles>(group, tile, first, 0, blocks, scratch, acc);
   } else {
     constexpr size_t kStep = kGroupStep<kType>;
     for (size_t b = 0; b < blocks; b += kStep) {
       const std::byte* super = BlockAt<kType>(group, first + b) - kFormat.super_bytes;
-      __m512 products[kRowTile];
+      __m512 products[kRows];
 #pragma GCC unroll 16
-      for (int r = 0; r < kRowTile; ++r) products[r] = _mm512_setzero_ps();
-      AddBlocks<kType, Tiles>(group, tile, first, b, b + kStep, scratch, products);
+      for (int r = 0; r < kRows; ++r) products[r] = _mm512_setzero_ps();
+      AddBlocks<kType, kFine, Tiles>(group, tile, first, b, b + kStep, scratch, products);
       const __m512 scale = LoadHalves(super);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRowTile; ++r) acc[r] = _mm512_fmadd_ps(products[r], scale, acc[r]);
+      for (int r = 0; r < kRows; ++r) acc[r] = _mm512_fmadd_ps(products[r], scale, acc[r]);
       if constexpr (kFormat.minima) {
-        SubtractMinima<kType>(super, tile + b * kRowTile * kQuantRowBlockBytes, acc);
+        SubtractMinima<kType, kFine>(super, tile + b * kRowTile * kQuantRowBlockBytes, acc);
       }
     }
   }
@@ -193,9 +206,10 @@ void AddPanel(const std::byte* group, const std::byte* tile, size_t first, size_
 
 // One group of 16 output rows against `tiles` full tiles of activation rows, whose results begin at
 // `out`. Panels are left to right: a row's sum waits for its next panel in scratch.acc.
-template <PackedType kType, typename Tiles>
+template <PackedType kType, bool kFine, typename Tiles>
 void MultiplyGroup(const MatMul& m, const std::byte* group, const std::byte* first_tile, int tiles,
                    float* out, TileScratch& scratch) {
+  constexpr int kRows = kRowsOf<kFine>;
   const size_t tile_bytes = QuantTileBytes(kRowTile, m.columns);
   const size_t blocks = m.columns / kQuantBlock;
   for (size_t first = 0; first < blocks; first += kPanelBlocks) {
@@ -203,29 +217,30 @@ void MultiplyGroup(const MatMul& m, const std::byte* group, const std::byte* fir
     UnpackPanel<kType>(group, first, count, scratch);
     for (int t = 0; t < tiles; ++t) {
       const std::byte* tile = first_tile + static_cast<size_t>(t) * tile_bytes;
-      float(*kept)[kGroupRows] = scratch.acc + t * kRowTile;
-      __m512 acc[kRowTile];
+      float(*kept)[kGroupRows] = scratch.acc + t * kRows;
+      __m512 acc[kRows];
 #pragma GCC unroll 16
-      for (int r = 0; r < kRowTile; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         acc[r] = first == 0 ? _mm512_setzero_ps() : _mm512_load_ps(kept[r]);
       }
-      AddPanel<kType, Tiles>(group, tile + first * kRowTile * kQuantRowBlockBytes, first, count,
-                             scratch, acc);
+      AddPanel<kType, kFine, Tiles>(group, tile + first * kRowTile * kQuantRowBlockBytes, first,
+                                    count, scratch, acc);
       if (first + count == blocks) {
-        StoreRows(m, acc, out + static_cast<size_t>(t) * kRowTile * m.out_stride);
+        StoreRows(m, acc, out + static_cast<size_t>(t) * kRows * m.out_stride);
       } else {
 #pragma GCC unroll 16
-        for (int r = 0; r < kRowTile; ++r) _mm512_store_ps(kept[r], acc[r]);
+        for (int r = 0; r < kRows; ++r) _mm512_store_ps(kept[r], acc[r]);
       }
     }
   }
 }
 
 // The rows past the last full tile, few or none, go to AVX-512.
-template <PackedType kType, typename Tiles>
-void TileMatMul(const MatMul& m) {
+template <PackedType kType, bool kFine, typename Tiles>
+void TiledMatMul(const MatMul& m) {
+  constexpr int kRows = kRowsOf<kFine>;
   static_assert(kPanelBlocks % kGroupStep<kType> == 0);
-  const int full_tiles = m.rows / kRowTile;
+  const int full_tiles = m.rows / kRows;
   if (full_tiles > 0) {
     const size_t group_bytes = PackedGroupBytes(kType, m.columns);
     const size_t tile_bytes = QuantTileBytes(kRowTile, m.columns);
@@ -236,20 +251,25 @@ void TileMatMul(const MatMul& m) {
     for (int tile = 0; tile < full_tiles; tile += kTilesAtOnce) {
       const int tiles = full_tiles - tile < kTilesAtOnce ? full_tiles - tile : kTilesAtOnce;
       const std::byte* first = m.x_quant + static_cast<size_t>(tile) * tile_bytes;
-      float* out = m.out + static_cast<size_t>(tile) * kRowTile * m.out_stride;
+      float* out = m.out + static_cast<size_t>(tile) * kRows * m.out_stride;
       for (int group = 0; group < m.groups; ++group) {
-        MultiplyGroup<kType, Tiles>(m, m.weights + static_cast<size_t>(group) * group_bytes, first,
-                                    tiles, out + group * kGroupRows, scratch);
+        MultiplyGroup<kType, kFine, Tiles>(m, m.weights + static_cast<size_t>(group) * group_bytes,
+                                           first, tiles, out + group * kGroupRows, scratch);
       }
     }
     Tiles::Release();
   }
-  if (m.rows % kRowTile == 0) return;
+  if (m.rows % kRows == 0) return;
   MatMul rest = m;
   rest.x_quant += static_cast<size_t>(full_tiles) * QuantTileBytes(kRowTile, m.columns);
-  rest.rows = m.rows % kRowTile;
-  rest.out += static_cast<size_t>(full_tiles) * kRowTile * m.out_stride;
+  rest.rows = m.rows % kRows;
+  rest.out += static_cast<size_t>(full_tiles) * kRows * m.out_stride;
   Avx512Kernels().matmul[static_cast<int>(kType)](rest);
+}
+
+template <PackedType kType, typename Tiles>
+void TileMatMul(const MatMul& m) {
+  m.fine ? TiledMatMul<kType, true, Tiles>(m) : TiledMatMul<kType, false, Tiles>(m);
 }
 
 // Avx512Bf16Kernels with products on the tile unit.

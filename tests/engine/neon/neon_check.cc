@@ -51,6 +51,8 @@ class Check {
   }
   void Product(PackedType type, const std::vector<uint8_t>& weights, const std::vector<float>& x,
                size_t rows, size_t columns, int groups, const std::string& what);
+  void Product(PackedType type, const std::vector<uint8_t>& weights, const std::vector<float>& x,
+               size_t rows, size_t columns, int groups, bool fine, const std::string& what);
   void Quantise(const std::vector<float>& x, size_t columns, const std::string& what);
 
   const Kernels& kernels_;
@@ -136,12 +138,35 @@ std::vector<std::byte> QuantiseAll(const Kernels& kernels, const std::vector<flo
   return tiles;
 }
 
+// Rows at 16 bits.
+std::vector<std::byte> QuantiseFine(const Kernels& kernels, const std::vector<float>& x,
+                                    size_t rows, size_t columns) {
+  const size_t places = 2 * rows;
+  std::vector<std::byte> tiles(QuantTileBytes(places, columns));
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t first = 2 * row / kRowTile * kRowTile;
+    kernels.quantize_row_fine(&x[row * columns], columns, static_cast<int>(2 * row - first),
+                              static_cast<int>(std::min<size_t>(kRowTile, places - first)),
+                              tiles.data() + QuantTileBytes(first, columns));
+  }
+  return tiles;
+}
+
 void Check::Product(PackedType type, const std::vector<uint8_t>& weights,
                     const std::vector<float>& x, size_t rows, size_t columns, int groups,
                     const std::string& what) {
+  Product(type, weights, x, rows, columns, groups, false, what);
+  if (!UsesQuantisedActivations(type)) return;
+  Product(type, weights, x, rows, columns, groups, true, what + ", at 16 bits");
+}
+
+void Check::Product(PackedType type, const std::vector<uint8_t>& weights,
+                    const std::vector<float>& x, size_t rows, size_t columns, int groups, bool fine,
+                    const std::string& what) {
   const size_t stride = static_cast<size_t>(groups) * 16 + 3;
+  const auto quantise = fine ? QuantiseFine : QuantiseAll;
   const std::vector<std::byte> tiles = UsesQuantisedActivations(type)
-                                           ? QuantiseAll(ScalarKernels(), x, rows, columns)
+                                           ? quantise(ScalarKernels(), x, rows, columns)
                                            : std::vector<std::byte>();
   for (bool add : {false, true}) {
     std::vector<float> out[2];
@@ -159,6 +184,7 @@ void Check::Product(PackedType type, const std::vector<uint8_t>& weights,
       m.out = out[i].data();
       m.out_stride = stride;
       m.add = add;
+      m.fine = fine;
       tables[i]->matmul[static_cast<int>(type)](m);
     }
     Same(out[0], out[1], what + (add ? ", added" : ""));
@@ -212,12 +238,8 @@ void Check::Quantise(const std::vector<float>& x, size_t columns, const std::str
   const size_t rows = x.size() / columns;
   Same(QuantiseAll(kernels_, x, rows, columns), QuantiseAll(ScalarKernels(), x, rows, columns),
        "quantize_row, " + what);
-  for (size_t row = 0; row < rows; row += 5) {
-    std::vector<std::byte> got(QuantTileBytes(4, columns)), want(got.size());
-    kernels_.quantize_row_fine(&x[row * columns], columns, 1, 4, got.data());
-    ScalarKernels().quantize_row_fine(&x[row * columns], columns, 1, 4, want.data());
-    Same(got, want, "quantize_row_fine, " + what);
-  }
+  Same(QuantiseFine(kernels_, x, rows, columns), QuantiseFine(ScalarKernels(), x, rows, columns),
+       "quantize_row_fine, " + what);
 }
 
 void Check::Quantisation() {
