@@ -673,6 +673,57 @@ TEST(KernelsTest, AttentionOverEveryNumberOfTokensIsEqualOnEveryInstructionSet) 
   }
 }
 
+// Of the ranges ahead, as many lines leave as are read of the cache.
+TEST(KernelsTest, AttentionFetchesWhatIsAheadAndNothingElseChanges) {
+  TestRandom random(12);
+  constexpr uint32_t kTokens = 128, kDim = 64;
+  constexpr size_t kTokenBytes = kDim * sizeof(uint16_t), kHalf = kTokens * kTokenBytes;
+  std::vector<uint16_t> cache(2 * kTokens * kDim);
+  const std::vector<float> numbers = random.Normals(cache.size());
+  ScalarKernels().to_bf16(numbers.data(), numbers.size(), cache.data());
+  const std::byte* block = reinterpret_cast<const std::byte*>(cache.data());
+  const std::vector<float> queries = random.Normals(size_t{3} * kDim);
+  const std::vector<uint32_t> limits(3, kTokens);
+  const std::vector<std::byte> next(size_t{1} << 20);
+  for (const Kernels* kernels : GrantedKernels()) {
+    std::vector<float> want;
+    for (size_t times : {0, 1, 2}) {
+      SCOPED_TRACE(std::string(kernels->name) + ", " + std::to_string(times) + " times");
+      std::vector<float> out(queries.size()), scratch(AttentionScratchFloats(3, kDim));
+      MemoryRange ranges[] = {{next.data(), next.data()},
+                              {next.data(), next.data() + 3 * 64},
+                              {next.data() + 8192, next.data() + next.size()}};
+      Attention a;
+      a.queries = queries.data();
+      a.count = 3;
+      a.limits = limits.data();
+      a.out = out.data();
+      a.head_dim = a.padded_dim = kDim;
+      a.blocks = &block;
+      a.block_tokens = kTokens;
+      a.token_bytes = kTokenBytes;
+      a.value_offset = kHalf;
+      a.scratch = scratch.data();
+      a.ahead = ranges;
+      a.ahead_count = times == 0 ? 0 : 3;
+      a.ahead_twice = times == 2;
+      kernels->attention(a);
+      if (times == 0) want = out;
+      EXPECT_EQ(out, want);
+      const std::byte* begins[] = {next.data(), next.data() + 3 * 64, next.data() + 8192};
+      size_t fetched = 0;
+      for (int i = 1; i < 3; ++i) {
+        if (times == 0) break;
+        fetched += static_cast<size_t>(ranges[i].begin - begins[i == 1 ? 0 : 2]);
+      }
+      EXPECT_EQ(ranges[0].begin, next.data());
+      const bool fetches = times > 0 && kernels != &ScalarKernels();
+      // Two lines at once may go past the end of a range.
+      EXPECT_NEAR(fetched, fetches ? times * 2 * kHalf : 0, times == 2 ? 64 : 0);
+    }
+  }
+}
+
 TEST(KernelsTest, AttentionOfTheFirstTokenIsItsValue) {
   const AttentionCase c(true, 32, 16, {1}, 3);
   for (const Kernels* kernels : GrantedKernels()) {

@@ -22,8 +22,10 @@ struct PackedValues {
   static constexpr bool kTurned = false;
   const float* values;
   int padded_dim;
+  struct {
+    void Fetch() {}
+  } ahead;
   F At(int index, int dim) const { return Load(values + index * padded_dim + dim); }
-  void Prefetch(int, int) const {}
 };
 
 template <typename Operands, int kQueries, int kVectors>
@@ -57,18 +59,20 @@ inline void ScoreTile(const float* queries, int padded_dim, const float* keys, f
 // The scores of 16 tokens with the keys as the cache has them: transposed in registers and used at
 // once, dim by dim in the order of ScoreTile. For bf16 and heads of a multiple of 32.
 template <typename Operands, int kQueries>
-inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTokens& next, int t,
+inline void ScoreGroup(const Attention& a, const TileTokens& tile, LinesAhead& lines_ahead, int t,
                        const float* queries, float* scores) {
+  LinesAhead ahead = lines_ahead;  // in registers
   F acc[kQueries];
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) acc[q] = Zero();
+  constexpr int kLines = Operands::kLinesBesideScores;
   const int length = a.padded_dim / Operands::kNumbers;
   for (int dim = 0; dim < a.head_dim; dim += 32) {
     F k[16];
     TurnPairs(a, tile, t, dim, k);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      Operands::PrefetchBesideScores(a, next, t + i, 2 * static_cast<size_t>(dim));
+      for (int line = kLines * i / 16; line < kLines * (i + 1) / 16; ++line) ahead.Fetch();
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         const float* x = queries + q * length + dim / Operands::kNumbers;
@@ -83,6 +87,7 @@ inline void ScoreGroup(const Attention& a, const TileTokens& tile, const TileTok
   }
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) Store(scores + q * kAttentionTile + t, acc[q]);
+  lines_ahead = ahead;
 }
 
 // What becomes of a tile's weighted values: they are merged into the query's,
@@ -138,9 +143,10 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
     for (int v = 0; v < kVectors; ++v) acc[q][v] = Zero();
   }
   constexpr int kSteps = 2 / Operands::kNumbers;  // of a pair
+  auto ahead = values.ahead;                      // in registers
   for (int step = 0; step < common * kSteps; ++step) {
     const int at = Operands::Index(step);
-    for (int v = 0; v < kVectors; v += kLineVectors<Operands>) values.Prefetch(at, dim + 16 * v);
+    for (int v = 0; v < kVectors; v += kLineVectors<Operands>) ahead.Fetch();
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const F x = ValueAt<kVectors>(values, at, dim, v);
@@ -151,6 +157,7 @@ inline void ValueTile(const float* weights, const Values& values, int dim, const
       Forget(weights);
     }
   }
+  if constexpr (Values::kTurned) values.ahead = ahead;
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
     int step = common * kSteps;
@@ -244,9 +251,9 @@ inline void MergeSums(const float* tile_maxima, const float* tile_sums, int quer
 }
 
 template <typename Operands, int kQueries, typename Values>
-void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& next, int direct,
-               int query, const float* queries, const float* keys, const Values& values,
-               float* scores, const SoftmaxState& state) {
+void QueryTile(const Attention& a, const TileTokens& tile, LinesAhead& ahead, int direct, int query,
+               const float* queries, const float* keys, const Values& values, float* scores,
+               const SoftmaxState& state) {
   const int dim = a.padded_dim;
   queries += static_cast<size_t>(query) * dim / Operands::kNumbers;
   int visible[kQueries];
@@ -257,7 +264,7 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
   const int vectors = (visible[kQueries - 1] + 15) / 16;
   int v = 0;
   for (; v < direct && v < vectors; ++v) {
-    ScoreGroup<Operands, kQueries>(a, tile, next, 16 * v, queries, scores);
+    ScoreGroup<Operands, kQueries>(a, tile, ahead, 16 * v, queries, scores);
   }
   constexpr int kMost = TileVectors(kQueries);
   while (v < vectors) {
@@ -278,12 +285,10 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
   float tile_maxima[kQueries];
   float tile_sums[kQueries];
   for (int q = 0; q < kQueries; ++q) {
-    if (Operands::kPrefetchesBesideSoftmax && direct > 0) {
-      constexpr int kFourths = kAttentionTile / 4;
-      for (int t = kFourths * q / kQueries; t < kFourths * (q + 1) / kQueries; ++t) {
-        for (int byte = 0; byte < 2 * dim; byte += 64) {
-          PrefetchLine(next, 4 * t + 1, a.value_offset + static_cast<size_t>(byte));
-        }
+    if (direct > 0) {
+      constexpr int kLines = Operands::kLinesBesideSoftmax;
+      for (int line = kLines * q / kQueries; line < kLines * (q + 1) / kQueries; ++line) {
+        ahead.Fetch();
       }
     }
     tile_maxima[q] = SoftmaxTile<Operands>(scores + q * kAttentionTile, visible[q], &tile_sums[q]);
@@ -307,15 +312,14 @@ void QueryTile(const Attention& a, const TileTokens& tile, const TileTokens& nex
 }
 
 template <typename Operands, int kQueries, typename Values>
-inline void QueryTiles(int count, const Attention& a, const TileTokens& tile,
-                       const TileTokens& next, int direct, int query, const float* queries,
-                       const float* keys, const Values& values, float* scores,
-                       const SoftmaxState& state) {
+inline void QueryTiles(int count, const Attention& a, const TileTokens& tile, LinesAhead& ahead,
+                       int direct, int query, const float* queries, const float* keys,
+                       const Values& values, float* scores, const SoftmaxState& state) {
   if (count == kQueries) {
-    QueryTile<Operands, kQueries>(a, tile, next, direct, query, queries, keys, values, scores,
+    QueryTile<Operands, kQueries>(a, tile, ahead, direct, query, queries, keys, values, scores,
                                   state);
   } else if constexpr (kQueries > 1) {
-    QueryTiles<Operands, kQueries - 1>(count, a, tile, next, direct, query, queries, keys, values,
+    QueryTiles<Operands, kQueries - 1>(count, a, tile, ahead, direct, query, queries, keys, values,
                                        scores, state);
   }
 }
@@ -360,7 +364,8 @@ void AttendOver(const Attention& a) {
   // Values that are read once are read where they lie.
   const bool in_place = a.count <= kTileQueries && a.head_dim == a.padded_dim;
   // So are keys, where there are registers to turn them in.
-  const bool keys_in_place = kPrefetchesLines<Cache> && in_place && a.head_dim % 32 == 0;
+  const bool keys_in_place = kFetchesAhead<Cache> && in_place && a.head_dim % 32 == 0;
+  LinesAhead ahead(a, keys_in_place);
   TileTokens tile, next;
   FindTile(a, a.blocks, 0, first, end, next);
   int start = 0;
@@ -368,28 +373,29 @@ void AttendOver(const Attention& a) {
     tile = next;
     if (first + kAttentionTile < end) {
       FindTile(a, a.blocks, 0, first + kAttentionTile, end, next);
-    } else if (a.next_blocks != nullptr) {
+    } else if (a.next_blocks != nullptr && !keys_in_place) {
       FindTile(a, a.next_blocks, a.next_offset, a.next_first, a.next_end, next);
     }
     while (a.limits[start] <= first) ++start;
     const int direct = keys_in_place ? (tile.count + 15) / 16 : 0;  // groups of 16 tokens
-    PrefetchTokens<Cache>(a, next, keys_in_place ? tile.count : 0);
+    if (!keys_in_place) PrefetchTokens<Cache>(a, next);
     Operands::PackKeys(a, tile, 16 * direct, keys);
     if (!in_place) Operands::PackValues(a, tile, values);
     const int together = in_place ? kTileQueries : kManyQueries;
     for (int q = start; q < a.count; q += together) {
       const int count = a.count - q < together ? a.count - q : together;
       if (in_place) {
-        const typename Operands::CachedValues cached{a, tile, next};
-        QueryTiles<Operands, kTileQueries>(count, a, tile, next, direct, q, queries, keys, cached,
+        const typename Operands::CachedValues cached{a, tile, ahead};
+        QueryTiles<Operands, kTileQueries>(count, a, tile, ahead, direct, q, queries, keys, cached,
                                            scores, state);
       } else {
-        const PackedValues packed{values, a.padded_dim};
-        QueryTiles<Operands, kManyQueries>(count, a, tile, next, direct, q, queries, keys, packed,
+        const PackedValues packed{values, a.padded_dim, {}};
+        QueryTiles<Operands, kManyQueries>(count, a, tile, ahead, direct, q, queries, keys, packed,
                                            scores, state);
       }
     }
   }
+  ahead.Leave();
   if (a.partials == nullptr) End(a, state);
 }
 

@@ -52,24 +52,69 @@ inline void FindTile(const Attention& a, const std::byte* const* blocks, ptrdiff
   for (int t = tile.count; t < kAttentionTile; ++t) tile.at[t] = tile.at[tile.count - 1];
 }
 
-// The line of a token's keys or values at `byte`. A row of one head is a few lines in the midst of
-// its token's others: no prefetcher of the processor's sees the stride in time. To the second-level
-// cache: more lines can be on their way there than to the first. Where too many are, the processor
-// drops a prefetch: a tile's are spread over all that is computed of the tile before it, so evenly
-// as its time is spread with each kind of operands.
-inline void PrefetchLine(const TileTokens& tile, int t, size_t byte) {
-  __builtin_prefetch(tile.at[t] + byte, 0, 2);
-}
-// Whether keys and values that are read where they lie ask for the next tile's line by line.
+// To the second-level cache: more lines can be on their way there than to the first. Where too many
+// are, the processor drops a prefetch, and what it reads of the second-level cache waits behind
+// them: a tile's are spread over all that is computed of it, as evenly as its time is with each
+// kind of operands.
+inline void PrefetchLine(const std::byte* line) { __builtin_prefetch(line, 0, 2); }
+
+// The lines of Attention::ahead, one after the other; behind them, or without them, one that is in
+// the cache anyway.
+class LinesAhead {
+ public:
+  LinesAhead(const Attention& a, bool used)
+      : range_(a.ahead),
+        end_(used ? a.ahead + a.ahead_count : a.ahead),
+        rest_(reinterpret_cast<const std::byte*>(a.scratch)),
+        twice_(a.ahead_twice) {
+    Begin();
+  }
+  void Fetch() {
+    PrefetchLine(at_);
+    at_ += 64;
+    if (twice_) {
+      PrefetchLine(at_);
+      at_ += 64;
+    }
+    if (at_ >= stop_) NextRange();
+  }
+  // Before the ranges are looked at again.
+  void Leave() const {
+    if (range_ != end_) range_->begin = at_;
+  }
+
+ private:
+  void NextRange() {
+    if (range_ != end_) {
+      range_->begin = range_->end;
+      ++range_;
+    }
+    Begin();
+  }
+  void Begin() {
+    while (range_ != end_ && range_->begin >= range_->end) ++range_;
+    at_ = range_ != end_ ? range_->begin : rest_;
+    stop_ = range_ != end_ ? range_->end : rest_ + 1;
+  }
+
+  MemoryRange* range_;
+  MemoryRange* end_;
+  const std::byte* rest_;
+  bool twice_;
+  const std::byte* at_;
+  const std::byte* stop_;
+};
+
+// Whether lines ahead are fetched beside keys and values that are read where they lie.
 template <typename Cache>
-constexpr bool kPrefetchesLines = Cache::kBytes == 2 && kTransposesInRegisters;
-// Keys and values of the tokens from `t` on, in one burst.
+constexpr bool kFetchesAhead = Cache::kBytes == 2 && kTransposesInRegisters;
+// Keys and values of a tile, in one burst.
 template <typename Cache>
-inline void PrefetchTokens(const Attention& a, const TileTokens& tile, int t) {
-  for (; t < tile.count; ++t) {
+inline void PrefetchTokens(const Attention& a, const TileTokens& tile) {
+  for (int t = 0; t < tile.count; ++t) {
     for (int byte = 0; byte < a.head_dim * Cache::kBytes; byte += 64) {
-      PrefetchLine(tile, t, a.key_offset + byte);
-      PrefetchLine(tile, t, a.value_offset + byte);
+      PrefetchLine(tile.at[t] + a.key_offset + byte);
+      PrefetchLine(tile.at[t] + a.value_offset + byte);
     }
   }
 }
@@ -152,7 +197,7 @@ struct FloatOperands {
     static constexpr bool kTurned = kRounds;
     const Attention& a;
     const TileTokens& tile;
-    const TileTokens& next;
+    LinesAhead& ahead;
     F At(int t, int dim) const {
       return Cache::At(tile.at[t] + a.value_offset + dim * Cache::kBytes);
     }
@@ -165,20 +210,11 @@ struct FloatOperands {
       return Load(reinterpret_cast<const float*>(p));
     }
     static void TurnBack(F& even, F& odd) { Interleave(even, odd); }
-    // Beside the sums over a tile's values: of the next tile the same values, and the keys of odd
-    // tokens.
-    void Prefetch(int t, int dim) const {
-      if (!kPrefetchesLines<Cache>) return;
-      const size_t byte = static_cast<size_t>(dim) * Cache::kBytes;
-      PrefetchLine(next, t, a.value_offset + byte);
-      if (t % 2 == 1) PrefetchLine(next, t, a.key_offset + byte);
-    }
   };
-  // The keys of even ones.
-  static void PrefetchBesideScores(const Attention& a, const TileTokens& next, int t, size_t byte) {
-    if (t % 2 == 0) PrefetchLine(next, t, a.key_offset + byte);
-  }
-  static constexpr bool kPrefetchesBesideSoftmax = false;
+  // Lines ahead that are fetched beside 32 dims of 16 tokens' scores, and beside a tile's softmax;
+  // beside sums over values it is as many as they read, or half of it where a step reads two.
+  static constexpr int kLinesBesideScores = 16;
+  static constexpr int kLinesBesideSoftmax = 0;
   // The product of a pair whose second token is not seen.
   static F AddLone(F weight, F value, F sum) { return Fma(weight, value, Add(sum, Zero())); }
   // Rounds sixteen weights, stores them where the products find them and returns them. Never

@@ -27,7 +27,9 @@ Forward::Forward(const Weights* weights, const Kernels* kernels, const KvLayout&
       threads_(threads),
       comm_(comm),
       timeout_(timeout),
-      pieces_left_(kTasksOfAThread * static_cast<size_t>(threads)) {
+      pieces_left_(rows_max * weights->shape.kv_heads),
+      piece_tiles_(static_cast<uint32_t>(
+          std::max<size_t>(kPieceBytes / (2 * kAttentionTile * layout.token_bytes()), 1))) {
   const model::LlamaShape& s = weights->shape;
   const size_t q_columns = size_t{s.heads} * s.head_dim;
   const size_t kv_columns = RoundUp(size_t{s.kv_heads} * s.head_dim, kGroupRows);
@@ -256,9 +258,7 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
   // Dequantising is what the slow path costs: it does so once for all rows.
   const size_t block_rows = raw ? rows : kProductRows;
   const int blocks = static_cast<int>((rows + block_rows - 1) / block_rows);
-  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
   const auto multiply = [&](int begin, int end) {
-    ahead.Fetch(kLinesARun);
     for (int stop; begin < end; begin = stop) {
       const int block = begin / groups;
       stop = std::min(end, (block + 1) * groups);
@@ -277,6 +277,7 @@ void Forward::Multiply(Team& team, int thread, const Operand& operand, size_t ro
       }
     }
   };
+  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
   team.ForRuns(thread, blocks * groups, static_cast<int>(raw ? 1 : run), multiply,
                [&] { return ahead.Fetch(kLinesALook); });
 }
@@ -303,31 +304,58 @@ void Forward::ExpectProduct(int thread, std::initializer_list<const Matrix*> mat
   }
 }
 
-void Forward::ExpectCache(int thread, uint32_t layer) {
-  if (comm_ != nullptr) return;  // whose heads are but a part of each token
-  LookAhead& ahead = scratch_[static_cast<size_t>(thread)].ahead;
+void Forward::BeginCache(int thread) {
   const Shares::Range part = Shares::PartOf(thread, threads_, HeadTasks());
-  const AttentionTask* last = nullptr;
-  for (int i = part.begin; i < part.end; ++i) {
-    const AttentionTask* task = HeadTaskAt(i).task;
-    if (task == last) continue;  // another head of the same tokens
-    last = task;
-    const SequenceChunk& chunk = step_.chunks[task->chunk];
-    uint32_t token = task->first_tile * kAttentionTile;
+  scratch_[static_cast<size_t>(thread)].cache = {
+      .task = part.begin, .end = part.end, .product = true};
+}
+
+void Forward::ExpectCache(int thread, uint32_t layer) {
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  LookAhead& ahead = scratch.ahead;
+  CacheAhead& cache = scratch.cache;
+  size_t bytes = ahead.bytes();
+  const size_t token_bytes = layout_.token_bytes();
+  // A rank's heads are but a part of each token.
+  const model::LlamaShape& s = weights_->shape;
+  const size_t own_bytes = size_t{s.kv_heads} * s.head_dim * layout_.element_bytes();
+  const size_t own_offset = weights_->shard.rank * own_bytes;
+  for (; cache.task < cache.end; ++cache.task) {
+    const AttentionTask* task = HeadTaskAt(cache.task).task;
+    if (task != cache.last) {  // else another head of the same tokens
+      cache.last = task;
+      cache.token = task->first_tile * kAttentionTile;
+    }
     // The row's own keys are yet to be written.
     uint32_t end = rows_[task->first_row].position;
     if (task->split >= 0) end = std::min(end, task->end_tile * kAttentionTile);
-    for (uint32_t stop; token < end; token = stop) {
-      stop = std::min(end, (token / layout_.block_tokens + 1) * layout_.block_tokens);
-      const size_t bytes = (stop - token) * layout_.token_bytes();
-      const std::byte* keys = chunk.blocks[token / layout_.block_tokens] +
-                              layer * layout_.layer_bytes() +
-                              token % layout_.block_tokens * layout_.token_bytes();
-      ahead.Add(keys, bytes);
-      ahead.Add(keys + layout_.half_bytes(), bytes);
-      if (ahead.bytes() >= kCacheAhead) return;
+    const SequenceChunk& chunk = step_.chunks[task->chunk];
+    for (uint32_t stop; cache.token < end; cache.token = stop) {
+      if (bytes >= kCacheAhead) return;
+      const uint32_t block = cache.token / layout_.block_tokens;
+      const uint32_t within = cache.token % layout_.block_tokens;
+      stop = std::min(end, (block + 1) * layout_.block_tokens);
+      const std::byte* keys =
+          chunk.blocks[block] + layer * layout_.layer_bytes() + within * token_bytes;
+      const size_t part = (stop - cache.token) * token_bytes;
+      bytes += 2 * (stop - cache.token) * own_bytes;
+      if (own_bytes < token_bytes) {
+        for (const std::byte* token = keys + own_offset; token < keys + part;
+             token += token_bytes) {
+          ahead.Add(token, own_bytes);
+          ahead.Add(token + layout_.half_bytes(), own_bytes);
+        }
+      } else if (part == layout_.half_bytes()) {
+        ahead.Add(keys, 2 * part);
+      } else {
+        ahead.Add(keys, part);
+        ahead.Add(keys + layout_.half_bytes(), part);
+      }
     }
   }
+  if (!cache.product) return;
+  cache.product = false;
+  ExpectProduct(thread, {&weights_->layers[layer].attention_output});
 }
 
 bool Forward::AddProduct(Team& team, int thread, const Operand& operand, const Matrix& matrix,
@@ -447,6 +475,13 @@ void Forward::AttendTask(int thread, uint32_t layer, const HeadTask& at, const H
   a.value_offset = a.key_offset + layout_.half_bytes();
   a.f32_cache = layout_.dtype == KvDtype::kF32;
   a.scratch = scratch.attention.data();
+  if (strips_.empty()) {
+    ExpectCache(thread, layer);
+    a.ahead = scratch.ahead.ranges();
+    a.ahead_count = scratch.ahead.count();
+    // All heads of a piece are to be there before the first one is through it.
+    a.ahead_twice = scratch.cache.begun++ < s.kv_heads;
+  }
   if (next.task != nullptr) {
     const AttentionTask& t = *next.task;
     a.next_blocks = step_.chunks[t.chunk].blocks.data();
@@ -501,8 +536,8 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
   const Operand operand = OperandOf(thread, rows);
   Normalise(team, operand, x, w.attention_norm, rows);
   ahead.Clear();
+  BeginCache(thread);
   ExpectCache(thread, layer);
-  ExpectProduct(thread, {&w.attention_output});
   Multiply(team, thread, operand, rows,
            {{&w.q, qkv, qkv_stride_, false},
             {&w.k, qkv + k_column_, qkv_stride_, false},
@@ -518,7 +553,6 @@ bool Forward::RunLayer(Team& team, int thread, uint32_t layer,
   team.ForRuns(
       thread, tasks, 1,
       [&](int index, int) {
-        ahead.Fetch(kLinesATask);
         const HeadTask task = HeadTaskAt(index);
         const HeadTask next = index + 1 < tasks ? HeadTaskAt(index + 1) : HeadTask{};
         AttendTask(thread, layer, task, next, &input_[task.task->first_row * input_stride_]);

@@ -89,11 +89,11 @@ void Forward::PlanAttention() {
   const model::LlamaShape& s = weights_->shape;
   const size_t wanted = kTasksOfAThread * static_cast<size_t>(threads_);
   const size_t tasks = attention_tasks_.size() * s.kv_heads;
-  if (threads_ == 1 || tasks >= wanted) return;
-  const size_t pieces_max = (wanted + tasks - 1) / tasks;
+  const bool few = threads_ > 1 && tasks < wanted;
+  const size_t pieces_max = few ? (wanted + tasks - 1) / tasks : 1;
   // So few tasks that a thread might wait for another's last one: even short contexts are halved.
   const uint32_t pieces_min =
-      2 * tasks <= wanted && tasks % static_cast<size_t>(threads_) != 0 ? 2 : 1;
+      few && 2 * tasks <= wanted && tasks % static_cast<size_t>(threads_) != 0 ? 2 : 1;
   const size_t tile_floats = s.heads / s.kv_heads * AttentionPartialFloats(padded_dim_);
   size_t floats = 0;
   for (size_t i = 0, end = attention_tasks_.size(); i < end; ++i) {
@@ -101,8 +101,8 @@ void Forward::PlanAttention() {
     if (task.rows != 1) continue;
     const uint32_t tiles = rows_[task.first_row].position / kAttentionTile + 1;
     const uint32_t pieces =
-        std::max(static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin)),
-                 std::min(pieces_min, tiles));
+        std::max({static_cast<uint32_t>(std::min<size_t>(pieces_max, tiles / kPieceTilesMin)),
+                  std::min(pieces_min, tiles), (tiles + piece_tiles_ - 1) / piece_tiles_});
     if (pieces < 2) continue;
     for (uint32_t piece = 0; piece < pieces; ++piece) {
       AttentionTask part = task;

@@ -144,6 +144,12 @@ struct MatMul {
   bool fine = false;  // integer types: `rows` are rows at 16 bits, in tiles of up to half as many
 };
 
+// Memory that is to be read soon.
+struct MemoryRange {
+  const std::byte* begin;
+  const std::byte* end;
+};
+
 // Queries of one kv head against the cache of one sequence.
 struct Attention {
   const float* queries = nullptr;  // [count][padded_dim], already scaled, padding zero
@@ -165,8 +171,16 @@ struct Attention {
   // to a tenth longer.
   float* scratch = nullptr;
 
+  // What the caller will read next. While few queries are multiplied, as many lines are fetched of
+  // these ranges, in order, as are read of the cache, or twice as many. What has been fetched
+  // leaves its range. Lines that follow each other arrive much sooner than those of one head, so
+  // the ranges had better be of whole tokens.
+  MemoryRange* ahead = nullptr;
+  int ahead_count = 0;
+  bool ahead_twice = false;
+
   // What the caller will attend to next: the first tile of its positions [next_first, next_end) is
-  // prefetched. `next_offset`: its offsets less these.
+  // prefetched where `ahead` is not. `next_offset`: its offsets less these.
   const std::byte* const* next_blocks = nullptr;
   ptrdiff_t next_offset = 0;
   uint32_t next_first = 0;

@@ -78,7 +78,7 @@ struct PairOperands {
     static constexpr bool kTurned = true;
     const Attention& a;
     const TileTokens& tile;
-    const TileTokens& next;
+    LinesAhead& ahead;
     F At(int pair, int dim) const {
       return InterleaveBf16(tile.at[2 * pair] + a.value_offset,
                             tile.at[2 * pair + 1] + a.value_offset, dim);
@@ -103,17 +103,9 @@ struct PairOperands {
       low = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, front, b))};
       high = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, rear, b))};
     }
-    // Beside the sums over a tile's values: of the next tile those of even tokens.
-    void Prefetch(int pair, int dim) const {
-      PrefetchLine(next, 2 * pair, a.value_offset + 2 * dim);
-    }
   };
-  // The keys, and the values of every fourth token; those of another fourth beside the softmax.
-  static void PrefetchBesideScores(const Attention& a, const TileTokens& next, int t, size_t byte) {
-    PrefetchLine(next, t, a.key_offset + byte);
-    if (t % 4 == 3) PrefetchLine(next, t, a.value_offset + byte);
-  }
-  static constexpr bool kPrefetchesBesideSoftmax = true;
+  static constexpr int kLinesBesideScores = 20;
+  static constexpr int kLinesBesideSoftmax = 32;
   static F AddLone(F weights, F values, F sum) { return PairFma(weights, KeepLow(values), sum); }
   // The processor's rounding is RoundBf16's but for subnormal numbers, which weights never are.
   static F StoreWeights(F x, float* weights, int t) {
