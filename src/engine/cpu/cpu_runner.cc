@@ -33,9 +33,10 @@ std::string RopeText(const model::LlamaShape& s) {
 }
 
 // Every instruction set computes the same bits, so none is named. Before 2, Q5 and K formats were
-// multiplied with float activations; before 3, attention did not round queries and weights to bf16.
+// multiplied with float activations; before 3, attention did not round queries and weights to bf16;
+// before 4, activations at 16 bits were two rows of 8, whose products were rounded apart.
 std::string KernelClass(Activations activations) {
-  return activations == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-3";
+  return activations == Activations::kFloat ? "cpu-float-1" : "cpu-int8x32-4";
 }
 
 // What ranks must agree on.

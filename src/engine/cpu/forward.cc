@@ -320,6 +320,7 @@ void Forward::ExpectCache(int thread, uint32_t layer) {
   const model::LlamaShape& s = weights_->shape;
   const size_t own_bytes = size_t{s.kv_heads} * s.head_dim * layout_.element_bytes();
   const size_t own_offset = weights_->shard.rank * own_bytes;
+  const size_t bytes_max = kCacheAhead * own_bytes / token_bytes;
   for (; cache.task < cache.end; ++cache.task) {
     const AttentionTask* task = HeadTaskAt(cache.task).task;
     if (task != cache.last) {  // else another head of the same tokens
@@ -331,7 +332,7 @@ void Forward::ExpectCache(int thread, uint32_t layer) {
     if (task->split >= 0) end = std::min(end, task->end_tile * kAttentionTile);
     const SequenceChunk& chunk = step_.chunks[task->chunk];
     for (uint32_t stop; cache.token < end; cache.token = stop) {
-      if (bytes >= kCacheAhead) return;
+      if (bytes >= bytes_max) return;
       const uint32_t block = cache.token / layout_.block_tokens;
       const uint32_t within = cache.token % layout_.block_tokens;
       stop = std::min(end, (block + 1) * layout_.block_tokens);

@@ -180,7 +180,7 @@ struct Attention {
   bool ahead_twice = false;
 
   // What the caller will attend to next: the first tile of its positions [next_first, next_end) is
-  // prefetched where `ahead` is not. `next_offset`: its offsets less these.
+  // prefetched, unless it is `ahead` that is. `next_offset`: its offsets less these.
   const std::byte* const* next_blocks = nullptr;
   ptrdiff_t next_offset = 0;
   uint32_t next_first = 0;
