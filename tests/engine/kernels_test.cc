@@ -13,6 +13,7 @@
 #include "engine/cpu/dequantize.h"
 #include "engine/cpu/isa.h"
 #include "engine/cpu/pack.h"
+#include "tests/engine/quantise_rows.h"
 #include "tests/engine/random.h"
 #include "tests/engine/tile_model.h"
 #include "tests/engine/tiny_model.h"
@@ -81,32 +82,6 @@ struct PackedMatrix {
   std::vector<std::byte> packed;
   std::vector<float> values;
 };
-
-std::vector<std::byte> QuantiseAll(const Kernels& kernels, const std::vector<float>& x, size_t rows,
-                                   size_t columns) {
-  std::vector<std::byte> tiles(QuantTileBytes(rows, columns));
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t tile = row / kRowTile;
-    kernels.quantize_row(&x[row * columns], columns, static_cast<int>(row % kRowTile),
-                         static_cast<int>(std::min<size_t>(kRowTile, rows - tile * kRowTile)),
-                         tiles.data() + tile * QuantTileBytes(kRowTile, columns));
-  }
-  return tiles;
-}
-
-// Rows at 16 bits, as `kernels` multiplies them.
-std::vector<std::byte> QuantiseFine(const Kernels& kernels, const std::vector<float>& x,
-                                    size_t rows, size_t columns) {
-  const size_t places = 2 * rows;
-  std::vector<std::byte> tiles(QuantTileBytes(places, columns));
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t first = 2 * row / kRowTile * kRowTile;
-    kernels.quantize_row_fine(&x[row * columns], columns, static_cast<int>(2 * row - first),
-                              static_cast<int>(std::min<size_t>(kRowTile, places - first)),
-                              tiles.data() + QuantTileBytes(first, columns));
-  }
-  return tiles;
-}
 
 // What the quantised tiles stand for.
 std::vector<float> DequantiseAll(const std::vector<std::byte>& tiles, size_t rows, size_t columns) {

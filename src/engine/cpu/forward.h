@@ -157,6 +157,7 @@ class Forward {
     Sampler sampler;
   };
 
+  static size_t RoundUp(size_t n, size_t to) { return (n + to - 1) / to * to; }
   void Embed(Team& team);
   // Of a layer of wanted_sums_[index].
   void SumBlock(uint32_t layer, size_t index);
@@ -209,10 +210,11 @@ class Forward {
   void Multiply(Team& team, int thread, const Operand& operand, size_t rows,
                 std::initializer_list<Product> products);
   // What the thread is to read next joins what it looks ahead to: the beginning of its share of a
-  // product of these matrices, and of the keys and values that it attends to first.
+  // product of these matrices.
   void ExpectProduct(int thread, std::initializer_list<const Matrix*> matrices);
+  // Then ExpectCache adds a layer's keys and values that the thread attends to first, as much at a
+  // time as may be, and when all has been added the product behind them.
   void BeginCache(int thread);
-  // As much of the cache as may be, and when all has been added the product behind it.
   void ExpectCache(int thread, uint32_t layer);
   // Rows and groups of a product; its `out` is where the first of them go.
   void MultiplyGroups(int thread, const Operand& operand, const Product& product, size_t first_row,

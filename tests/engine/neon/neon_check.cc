@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/cpu/detect.h"
+#include "tests/engine/quantise_rows.h"
 #include "tests/engine/random.h"
 
 namespace antiphon::engine::cpu {
@@ -124,32 +125,6 @@ std::vector<uint8_t> FilledWeights(PackedType type, size_t columns, uint8_t fill
     std::memset(at, format.minima ? sub_scale & 63 : sub_scale, format.head_bytes);
   }
   return weights;
-}
-
-std::vector<std::byte> QuantiseAll(const Kernels& kernels, const std::vector<float>& x, size_t rows,
-                                   size_t columns) {
-  std::vector<std::byte> tiles(QuantTileBytes(rows, columns));
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t tile = row / kRowTile;
-    kernels.quantize_row(&x[row * columns], columns, static_cast<int>(row % kRowTile),
-                         static_cast<int>(std::min<size_t>(kRowTile, rows - tile * kRowTile)),
-                         tiles.data() + tile * QuantTileBytes(kRowTile, columns));
-  }
-  return tiles;
-}
-
-// Rows at 16 bits.
-std::vector<std::byte> QuantiseFine(const Kernels& kernels, const std::vector<float>& x,
-                                    size_t rows, size_t columns) {
-  const size_t places = 2 * rows;
-  std::vector<std::byte> tiles(QuantTileBytes(places, columns));
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t first = 2 * row / kRowTile * kRowTile;
-    kernels.quantize_row_fine(&x[row * columns], columns, static_cast<int>(2 * row - first),
-                              static_cast<int>(std::min<size_t>(kRowTile, places - first)),
-                              tiles.data() + QuantTileBytes(first, columns));
-  }
-  return tiles;
 }
 
 void Check::Product(PackedType type, const std::vector<uint8_t>& weights,
