@@ -4,10 +4,11 @@ needs; run by accuracy.
     reference.py widths MODEL                   prints whether all rows are multiples of 256; ends with 1 and a
                                                 line where the reference does not know MODEL
     reference.py pad MODEL TOKENS OUT           an F32 file of the same function whose rows are multiples of 256
-    reference.py compare MODEL TOKENS LOGITS... prints {"types": the matrices', "figures": for each file of float32
-                                                logits [tokens][vocabulary], {"mean_kl", "max_kl", "p99_kl", "top1"}}
+    reference.py compare MODEL TOKENS LOGITS... prints {"types": the matrices', "tokens": for each file of float32
+                                                logits [tokens][vocabulary], {"kl": of each token, "missed": whether
+                                                its best next token is another}}
 
-KL is KL(reference || file) in nats, in float64. TOKENS is a file of ids, one a line.
+kl is KL(reference || file) in nats, in float64. TOKENS is a file of ids, one a line.
 """
 import json
 import pathlib
@@ -133,10 +134,9 @@ def compare(path, tokens_path, files):
         if logits.size != reference.size:
             sys.exit(f"{file} has {logits.size} logits, the reference {reference.size}")
         kls, same = divergences(reference, logits.reshape(reference.shape))
-        answers.append({"mean_kl": float(kls.mean()), "max_kl": float(kls.max()),
-                        "p99_kl": float(np.percentile(kls, 99)), "top1": float(same.mean())})
+        answers.append({"kl": kls.tolist(), "missed": (~same).tolist()})
     types = {tensor.tensor_type.name for tensor in model.tensors.values() if len(tensor.shape) > 1}
-    print(json.dumps({"types": sorted(types), "figures": answers}))
+    print(json.dumps({"types": sorted(types), "tokens": answers}))
 
 
 def round_up(value, multiple):
