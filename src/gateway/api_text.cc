@@ -123,7 +123,7 @@ void AppendHead(std::string& out, const AnswerHead& head, std::string_view objec
   out += R"(,"object":")";
   out += object;
   out += R"(","created":)";
-  out += fmt::format("{}", head.created);
+  AppendUint(out, static_cast<uint64_t>(head.created));
   out += R"(,"model":)";
   AppendJsonString(out, head.model->card.name());
   out += R"(,"system_fingerprint":)";
@@ -214,10 +214,17 @@ std::string WholeAnswer::Render(const AnswerHead& head, const Usage& usage) cons
   return out;
 }
 
+EventStream::EventStream(AnswerHead head, bool include_usage, bool continuous_usage)
+    : head_(std::move(head)), include_usage_(include_usage), continuous_usage_(continuous_usage) {
+  begin_ = "data: ";
+  AppendHead(begin_, head_, head_.chat ? "chat.completion.chunk" : "text_completion");
+  begin_ += R"(,"choices":[)";
+}
+
 std::string EventStream::Event(std::string_view choice, const Usage& usage) const {
-  std::string out = "data: ";
-  AppendHead(out, head_, head_.chat ? "chat.completion.chunk" : "text_completion");
-  out += R"(,"choices":[)";
+  std::string out;
+  out.reserve(begin_.size() + choice.size() + 16);
+  out += begin_;
   out += choice;
   out += ']';
   if (continuous_usage_) {
@@ -258,7 +265,8 @@ std::string EventStream::Render(const ChoiceDelta& delta) {
   choice += R"(,"finish_reason":null)";
   if (head_.return_token_ids) AppendTokenIds(choice, delta.delta.tokens);
   choice += '}';
-  return out + Event(choice, delta.usage);
+  out += Event(choice, delta.usage);
+  return out;
 }
 
 std::string EventStream::Render(const ChoiceEnd& end) {
@@ -274,9 +282,8 @@ std::string EventStream::Render(const ChoiceEnd& end) {
 std::string EventStream::RenderDone(const Usage& usage) {
   std::string out;
   if (include_usage_) {
-    out = "data: ";
-    AppendHead(out, head_, head_.chat ? "chat.completion.chunk" : "text_completion");
-    out += R"(,"choices":[],"usage":)";
+    out = begin_;
+    out += R"(],"usage":)";
     out += UsageJson(usage);
     out += "}\n\n";
   }

@@ -53,10 +53,7 @@ class WholeAnswer {
 // offsets.
 class EventStream {
  public:
-  EventStream(AnswerHead head, bool include_usage, bool continuous_usage)
-      : head_(std::move(head)),
-        include_usage_(include_usage),
-        continuous_usage_(continuous_usage) {}
+  EventStream(AnswerHead head, bool include_usage, bool continuous_usage);
 
   // Empty when there is nothing to say.
   std::string Render(const ChoiceDelta& delta);
@@ -71,6 +68,7 @@ class EventStream {
   const AnswerHead head_;
   const bool include_usage_;
   const bool continuous_usage_;
+  std::string begin_;                       // of every event, up to its choices
   std::map<uint32_t, size_t> text_offset_;  // of completions' logprobs, by choice
 };
 

@@ -66,8 +66,11 @@ bool Exchange::first_token_seen() const {
 Usage Exchange::usage() const {
   Usage usage{.prompt_tokens = prompt_tokens_};
   for (const auto& g : choices_) usage.completion_tokens += g->stats().output_tokens;
-  const wire::PromptSource source = prompt_source();
-  usage.cached_tokens = source.dram() + source.remote() + source.ssd() + source.device();
+  for (uint32_t i = 0; i < choices_.size(); i += n_) {
+    const auto& source = choices_[i]->stats().prompt_source;
+    if (!source) continue;
+    usage.cached_tokens += source->dram() + source->remote() + source->ssd() + source->device();
+  }
   return usage;
 }
 

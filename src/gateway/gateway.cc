@@ -52,15 +52,15 @@ class Gateway::AccountedSink final : public ResponseSink {
   void Prepared(const ServedModelPtr& model, absl::Time now) {
     model_ = model->card.name();
     prepared_ = now;
-    gateway_->metrics_.ForModel(model_).inflight->Add(1);
+    metrics_ = &gateway_->metrics_.ForModel(model_);
+    metrics_->inflight->Add(1);
     next_->OnPrepared(model);
   }
 
   void OnDelta(const ChoiceDelta& delta) override { next_->OnDelta(delta); }
   void OnChoiceEnd(const ChoiceEnd& end) override { next_->OnChoiceEnd(end); }
   void OnIntervals(const std::vector<float>& seconds) override {
-    const ModelMetrics& m = gateway_->metrics_.ForModel(model_);
-    for (float s : seconds) m.inter_token->Observe(s);
+    for (float s : seconds) metrics_->inter_token->Observe(s);
   }
 
   void OnDone(const RequestEnd& end, const Exchange* exchange) override {
@@ -79,7 +79,7 @@ class Gateway::AccountedSink final : public ResponseSink {
 
  private:
   void Count(const RequestEnd& end, const Exchange& exchange, absl::Time now) {
-    const ModelMetrics& m = gateway_->metrics_.ForModel(model_);
+    const ModelMetrics& m = *metrics_;
     m.inflight->Add(-1);
     m.stage_prepare->Observe(absl::ToDoubleSeconds(prepared_ - meta_.began));
     m.duration->Observe(absl::ToDoubleSeconds(now - meta_.began));
@@ -146,6 +146,7 @@ class Gateway::AccountedSink final : public ResponseSink {
   const RequestMeta meta_;
   const std::shared_ptr<ResponseSink> next_;
   std::string model_;
+  const ModelMetrics* metrics_ = nullptr;  // from Prepared on
   absl::Time prepared_ = absl::InfinitePast();
 };
 

@@ -49,7 +49,7 @@ class GatewayMetrics {
  public:
   GatewayMetrics(Registry* registry, const std::vector<std::string>& tenants);
 
-  // Created at the first call for a name; "" is what is not about a model.
+  // Created at the first call for a name; "" is what is not about a model. Lives as long as this.
   const ModelMetrics& ForModel(const std::string& model);
   void CountRequest(const std::string& model, Endpoint endpoint, bool stream, int status,
                     std::string_view error_type);

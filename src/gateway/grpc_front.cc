@@ -221,7 +221,10 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
   class Sink final : public ResponseSink {
    public:
     Sink(StreamCall* call, bool logprobs) : call_(call), logprobs_(logprobs) {}
-    void OnPrepared(const ServedModelPtr& model) override { model_ = model; }
+    void OnPrepared(const ServedModelPtr& model) override {
+      model_ = model;
+      FillHead(call_->meta_, Shape::kPrefix, *model_, call_->created_, head_);
+    }
     void OnDelta(const ChoiceDelta& delta) override {
       Chunk chunk = NewChunk(delta.choice);
       Shape::SetText(chunk, delta.first, delta.delta.text);
@@ -244,14 +247,14 @@ class StreamCall final : public grpc::ServerWriteReactor<typename Shape::Chunk> 
 
    private:
     Chunk NewChunk(uint32_t index) {
-      Chunk chunk;
-      FillHead(call_->meta_, Shape::kPrefix, *model_, call_->created_, chunk);
+      Chunk chunk = head_;
       chunk.set_index(index);
       return chunk;
     }
     StreamCall* const call_;
     const bool logprobs_;
     ServedModelPtr model_;
+    Chunk head_;  // what every chunk begins with
   };
 
   void Push(Chunk chunk) {

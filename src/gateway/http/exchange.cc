@@ -1,5 +1,7 @@
 #include <spdlog/fmt/fmt.h>
 
+#include <charconv>
+
 #include "gateway/http/connection.h"
 
 namespace antiphon::gateway::http {
@@ -129,7 +131,9 @@ void ConnectionExchange::BeginStream(Response head) {
 
 void ConnectionExchange::Append(std::string_view bytes) {
   if (chunked_) {
-    output_ += fmt::format("{:x}\r\n", bytes.size());
+    char size[2 * sizeof(size_t)];
+    output_.append(size, std::to_chars(size, size + sizeof(size), bytes.size(), 16).ptr);
+    output_ += "\r\n";
     output_ += bytes;
     output_ += "\r\n";
   } else {
