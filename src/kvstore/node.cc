@@ -95,7 +95,7 @@ void StoreNode::Handle(SessionId session, const wire::StoreRequest& request) {
   bool answer_later = false;
   const absl::Status status = Apply(session, request, reply, answer_later);
   metrics_->CountRequest(request, status);
-  if (!answer_later || !status.ok()) Reply(session, reply, status);
+  if (!status.ok() || (!answer_later && !request.quiet())) Reply(session, reply, status);
   Settle();
 }
 

@@ -56,8 +56,6 @@ struct Connection {
   bool detached = false;
   bool attach_seen = false;
   bool want_write = false;
-  bool paused = false;
-  int in_executor = 0;  // requests posted and not yet handled
 
   // The executor's.
   StoreNode::SessionId session = 0;
@@ -73,6 +71,8 @@ struct Connection {
   std::deque<Unsent> unsent ABSL_GUARDED_BY(mu);
   bool corked ABSL_GUARDED_BY(mu) = false;  // replies gather
   size_t unsent_bytes ABSL_GUARDED_BY(mu) = 0;
+  int in_executor ABSL_GUARDED_BY(mu) = 0;  // requests posted and not yet handled
+  bool paused ABSL_GUARDED_BY(mu) = false;  // too many of them: no more are read
 
   // False: the connection is beyond use. Leaves what does not fit in `unsent`.
   bool Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
@@ -160,8 +160,12 @@ class UnixSocketServer final : public SocketServer {
   }
 
   void UpdateEvents(const ConnectionRef& c) {
-    c->paused = c->in_executor >= kRequestsMax;
-    loop_.Modify(c->watch, (c->paused ? 0u : EPOLLIN) | (c->want_write ? EPOLLOUT : 0u));
+    bool paused = false;
+    {
+      absl::MutexLock lock(&c->mu);
+      paused = c->paused = c->in_executor >= kRequestsMax;
+    }
+    loop_.Modify(c->watch, (paused ? 0u : EPOLLIN) | (c->want_write ? EPOLLOUT : 0u));
   }
 
   // False: the peer closed, or sent what cannot be read.
@@ -209,23 +213,31 @@ class UnixSocketServer final : public SocketServer {
   // What came together is handled together, and its replies leave together.
   void Hand(const ConnectionRef& c, std::vector<Received> received) {
     const int count = static_cast<int>(received.size());
-    c->in_executor += count;
+    {
+      absl::MutexLock lock(&c->mu);
+      c->in_executor += count;
+    }
     options_.executor->Post([this, c, count, received = std::move(received)]() mutable {
-      SetCorked(c, true);
+      {
+        absl::MutexLock lock(&c->mu);
+        c->corked = true;
+      }
       for (Received& r : received) Handle(c, r.request, std::move(r.passed));
-      SetCorked(c, false);
-      loop_.Post([this, c, count] {
-        c->in_executor -= count;
-        if (c->paused && c->in_executor < kRequestsMax / 2 && c->watch != 0) UpdateEvents(c);
-      });
+      Handled(c, count);
     });
   }
 
   // On the executor.
-  void SetCorked(const ConnectionRef& c, bool corked) {
+  void Handled(const ConnectionRef& c, int count) {
     absl::MutexLock lock(&c->mu);
-    c->corked = corked;
-    if (!corked && c->fd >= 0 && !c->unsent.empty()) SendUnsent(c);
+    c->corked = false;
+    if (c->fd >= 0 && !c->unsent.empty()) SendUnsent(c);
+    c->in_executor -= count;
+    if (!c->paused || c->in_executor >= kRequestsMax / 2) return;
+    c->paused = false;
+    loop_.Post([this, c] {
+      if (c->watch != 0) UpdateEvents(c);
+    });
   }
 
   // On the executor.
@@ -299,7 +311,7 @@ class UnixSocketServer final : public SocketServer {
     } else {
       c->unsent.push_back({std::move(bytes), 0, passed, std::move(memory)});
     }
-    // Else SetCorked sends it, or the loop.
+    // Else Handled sends it, or the loop.
     if ((!waiting && !c->corked) || c->unsent_bytes > kUnsentBytesMax) SendUnsent(c);
   }
 

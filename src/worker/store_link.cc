@@ -24,6 +24,10 @@ void StoreLink::Attach() {
     attach.fingerprint = &options_.fingerprint;
     attach.executor = options_.executor;
     attach.on_event = [this](const wire::StoreReply& event) { OnEvent(event); };
+    attach.on_refused = [this](const wire::StoreReply& reply) {
+      if (lost_) return;
+      LogWarning("the KV store refused a commit or a release: {}", reply.status().message());
+    };
     // The store may die before its attachment was handed over.
     auto gone = std::make_shared<bool>(false);
     attach.on_lost = [this, gone](absl::Status why) {
@@ -86,6 +90,8 @@ void StoreLink::Call(Side side, wire::StoreRequest request) {
     fetch_names_.erase(fetch->second);
     fetches_.erase(fetch);
   }
+  // The cores wait for no answer to these.
+  if (request.has_commit() || request.has_release()) return client_->Tell(std::move(request));
   const bool opens = request.has_fetch_open();
   // What the reply's booking needs: slots of PinSlots, else the kind alone.
   wire::StoreRequest kind;
@@ -93,8 +99,6 @@ void StoreLink::Call(Side side, wire::StoreRequest request) {
   if (request.has_reserve()) kind.mutable_reserve();
   if (request.has_pin_prefix()) kind.mutable_pin_prefix();
   if (request.has_fetch_prefix()) kind.mutable_fetch_prefix();
-  if (request.has_commit()) kind.mutable_commit();
-  if (request.has_release()) kind.mutable_release();
   const uint64_t real = client_->Call(
       std::move(request), [this, side, id, kind = std::move(kind)](const wire::StoreReply& reply) {
         OnReply(side, id, kind, reply);
@@ -117,10 +121,6 @@ void StoreLink::OnReply(Side side, uint64_t id, const wire::StoreRequest& reques
                         wire::StoreReply reply) {
   if (lost_) return;
   ledger_.OnReply(request, reply);
-  if (reply.status().code() != 0 && (request.has_commit() || request.has_release())) {
-    LogWarning("the KV store refused a {}: {}", request.has_commit() ? "commit" : "release",
-               reply.status().message());
-  }
   reply.set_id(id);
   options_.on_reply(side, reply);
 }

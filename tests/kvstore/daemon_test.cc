@@ -17,6 +17,8 @@
 #include "common/net.h"
 #include "common/thread.h"
 #include "kvstore/client/blob_lease.h"
+#include "kvstore/client/connection.h"
+#include "kvstore/client/framing.h"
 #include "tests/kvstore/store_process.h"
 
 namespace antiphon::kvstore {
@@ -96,6 +98,71 @@ TEST(KvStoreDaemonTest, CorkedCallsGoOutTogetherAndAreAnsweredInOrder) {
     EXPECT_EQ(answered, called);
   }
   EXPECT_THAT(worker->Reserve(1), SizeIs(1));  // and goes on
+}
+
+TEST(KvStoreDaemonTest, ARefusalOfWhatWasToldComesBack) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  auto worker = Attached(store);
+  const auto slots = worker->Reserve(1);
+  ASSERT_THAT(slots, SizeIs(1));
+  wire::StoreRequest release;
+  *release.mutable_release()->add_slots() = SlotToProto(slots[0]);
+  worker->client().Tell(release);
+  EXPECT_TRUE(store.AwaitMetric(kReserved, 0));
+  worker->client().Tell(release);  // not held any more
+  EXPECT_NE(worker->AwaitRefusal().status().code(), 0);
+  store.Kill(SIGKILL);
+  EXPECT_TRUE(worker->AwaitLost());
+  worker->client().Tell(release);  // nobody is there; nothing breaks
+}
+
+// By the bytes on the socket: an answer that says nothing would wake the worker for nothing.
+TEST(KvStoreDaemonTest, QuietRequestsAreAnsweredOnlyWhenRefused) {
+  StoreProcess store;
+  ASSERT_TRUE(store.ready());
+  const absl::Time deadline = Clock::Real().Now() + absl::Seconds(30);
+  auto socket = ConnectToStore(store.socket_path());
+  ASSERT_TRUE(socket.ok()) << socket.status();
+  FrameCutter cutter;
+  std::vector<int> fds;
+  const auto next = [&] {
+    auto reply = AwaitReply(socket->get(), cutter, deadline, fds);
+    EXPECT_TRUE(reply.ok()) << reply.status();
+    return reply.ok() ? *reply : wire::StoreReply();
+  };
+  const auto send = [&](const std::string& frames) {
+    EXPECT_TRUE(SendAll(socket->get(), frames, -1, deadline).ok());
+  };
+  wire::StoreRequest attach, reserve, release;
+  attach.set_id(1);
+  *attach.mutable_attach()->mutable_hello() =
+      MakeHello({.cluster = "antiphon", .node = NodeId("raw"), .incarnation = 1});
+  *attach.mutable_attach()->mutable_layout() = LayoutToProto(kTestLayout);
+  attach.mutable_attach()->mutable_fingerprint()->set_layout(kTestLayout.Text());
+  reserve.set_id(2);
+  reserve.mutable_reserve()->set_count(1);
+  send(EncodeFrame(attach) + EncodeFrame(reserve));
+  EXPECT_EQ(next().id(), 1u);
+  for (int fd : fds) close(fd);
+  fds.clear();
+  const wire::StoreReply reserved = next();
+  EXPECT_EQ(reserved.id(), 2u);
+  ASSERT_EQ(reserved.slots().slots_size(), 1);
+
+  release.set_quiet(true);
+  *release.mutable_release()->add_slots() = reserved.slots().slots(0);
+  std::string frames;
+  for (uint64_t id : {3, 4}) {  // the second gives back what is not held
+    release.set_id(id);
+    frames += EncodeFrame(release);
+  }
+  reserve.set_id(5);
+  send(frames + EncodeFrame(reserve));
+  const wire::StoreReply refused = next();
+  EXPECT_EQ(refused.id(), 4u);
+  EXPECT_NE(refused.status().code(), 0);
+  EXPECT_EQ(next().id(), 5u);
 }
 
 TEST(KvStoreDaemonTest, FullPoolEvictsWhatNobodyPinsAndElseRefuses) {

@@ -176,6 +176,11 @@ absl::StatusOr<std::unique_ptr<TestWorker>> TestWorker::Attach(const std::string
                               absl::MutexLock lock(&w->mu_);
                               w->progress_[reply.progress().fetch()] = reply.progress();
                             },
+                        .on_refused =
+                            [w](const wire::StoreReply& reply) {
+                              absl::MutexLock lock(&w->mu_);
+                              w->refusals_.push_back(reply);
+                            },
                         .on_lost =
                             [w](absl::Status) {
                               absl::MutexLock lock(&w->mu_);
@@ -284,6 +289,13 @@ wire::StoreReply::FetchProgress TestWorker::AwaitProgress(uint64_t fetch, uint64
 bool TestWorker::AwaitLost() {
   absl::MutexLock lock(&mu_);
   return mu_.AwaitWithTimeout(absl::Condition(&lost_), absl::Seconds(10));
+}
+
+wire::StoreReply TestWorker::AwaitRefusal() {
+  absl::MutexLock lock(&mu_);
+  const auto there = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !refusals_.empty(); };
+  mu_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(10));
+  return refusals_.empty() ? wire::StoreReply() : refusals_.front();
 }
 
 TestChain::TestChain(const std::string& name, uint32_t n)

@@ -68,6 +68,8 @@ class TestWorker {
   // The newest progress of a fetch once its done_tag reaches `tag` or it failed; 10 s at most.
   wire::StoreReply::FetchProgress AwaitProgress(uint64_t fetch, uint64_t tag);
   bool AwaitLost();
+  // The first refusal of what was told; 10 s at most, then an empty one.
+  wire::StoreReply AwaitRefusal();
   StoreClient& client() { return *client_; }
 
  private:
@@ -76,6 +78,7 @@ class TestWorker {
   SerialExecutor executor_{"test-worker"};
   absl::Mutex mu_;
   std::map<uint64_t, wire::StoreReply::FetchProgress> progress_;
+  std::vector<wire::StoreReply> refusals_;
   bool lost_ = false;
   std::unique_ptr<StoreClient> client_;
 };

@@ -34,11 +34,11 @@ using Done = absl::AnyInvocable<void(const wire::StoreReply&)>;
 constexpr size_t kUnsentBytesMax = 64 << 20;
 constexpr absl::Duration kDetachPatience = absl::Milliseconds(500);
 
-wire::StoreReply UnavailableReply(uint64_t id, const std::string& why) {
+wire::StoreReply RefusalOf(uint64_t id, const absl::Status& why) {
   wire::StoreReply reply;
   reply.set_id(id);
-  reply.mutable_status()->set_code(static_cast<int>(absl::StatusCode::kUnavailable));
-  reply.mutable_status()->set_message(why);
+  reply.mutable_status()->set_code(static_cast<int>(why.code()));
+  reply.mutable_status()->set_message(std::string(why.message()));
   return reply;
 }
 
@@ -81,6 +81,7 @@ class SocketStoreClient final : public StoreClient {
         gate_(std::make_shared<Gate>()),
         callbacks_(std::make_shared<Callbacks>()) {
     callbacks_->on_event = std::move(options.on_event);
+    callbacks_->on_refused = std::move(options.on_refused);
     callbacks_->on_lost = std::move(options.on_lost);
   }
 
@@ -139,22 +140,27 @@ class SocketStoreClient final : public StoreClient {
     absl::MutexLock lock(&mu_);
     const uint64_t id = next_id_++;
     request.set_id(id);
-    std::string frame = EncodeFrame(request);
-    if (frame.size() > kFrameBytesMax) {
-      wire::StoreReply reply = UnavailableReply(id, "request too large");
-      reply.mutable_status()->set_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
-      Deliver(std::move(done), std::move(reply));
-      return id;
+    const absl::Status status = Enqueue(request);
+    if (status.ok()) {
+      pending_[id] = std::move(done);
+    } else {
+      Deliver(std::move(done), RefusalOf(id, status));
     }
-    if (lost_) {
-      Deliver(std::move(done), UnavailableReply(id, "the store is gone"));
-      return id;
-    }
-    pending_[id] = std::move(done);
-    const bool waiting = !unsent_.empty();
-    unsent_ += frame;
-    if (!corked_ && !waiting) SendUnsent();
     return id;
+  }
+
+  void Tell(wire::StoreRequest request) override {
+    absl::MutexLock lock(&mu_);
+    const uint64_t id = next_id_++;
+    request.set_id(id);
+    request.set_quiet(true);
+    const absl::Status status = Enqueue(request);
+    if (status.ok()) return;
+    Deliver(
+        [callbacks = callbacks_](const wire::StoreReply& reply) {
+          if (callbacks->on_refused) callbacks->on_refused(reply);
+        },
+        RefusalOf(id, status));
   }
 
   void Cork() override {
@@ -180,6 +186,7 @@ class SocketStoreClient final : public StoreClient {
  private:
   struct Callbacks {
     absl::AnyInvocable<void(const wire::StoreReply&)> on_event;
+    absl::AnyInvocable<void(const wire::StoreReply&)> on_refused;
     absl::AnyInvocable<void(absl::Status)> on_lost;
   };
 
@@ -208,6 +215,16 @@ class SocketStoreClient final : public StoreClient {
   void Wake() {
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof(one));
+  }
+
+  absl::Status Enqueue(const wire::StoreRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const std::string frame = EncodeFrame(request);
+    if (frame.size() > kFrameBytesMax) return absl::InvalidArgumentError("request too large");
+    if (lost_) return absl::UnavailableError("the store is gone");
+    const bool waiting = !unsent_.empty();
+    unsent_ += frame;
+    if (!corked_ && !waiting) SendUnsent();
+    return absl::OkStatus();
   }
 
   // What does not fit is the reader's to send.
@@ -307,6 +324,8 @@ class SocketStoreClient final : public StoreClient {
             if (callbacks->on_event) callbacks->on_event(replies[i]);
           } else if (done[i]) {
             done[i](replies[i]);
+          } else if (replies[i].status().code() != 0 && callbacks->on_refused) {
+            callbacks->on_refused(replies[i]);
           }
         });
       }
@@ -321,7 +340,9 @@ class SocketStoreClient final : public StoreClient {
       pending.swap(pending_);
       unsent_.clear();
     }
-    for (auto& [id, done] : pending) Deliver(std::move(done), UnavailableReply(id, why));
+    for (auto& [id, done] : pending) {
+      Deliver(std::move(done), RefusalOf(id, absl::UnavailableError(why)));
+    }
     executor_->Post([gate = gate_, callbacks = callbacks_, why] {
       gate->Run([&] {
         if (callbacks->on_lost) callbacks->on_lost(absl::UnavailableError(why));

@@ -31,7 +31,8 @@ struct AttachOptions {
   KvLayout layout;
   const wire::Fingerprint* fingerprint = nullptr;  // copied
   Executor* executor = nullptr;                    // where every callback runs; outlives the client
-  absl::AnyInvocable<void(const wire::StoreReply&)> on_event;  // FetchProgress
+  absl::AnyInvocable<void(const wire::StoreReply&)> on_event;    // FetchProgress
+  absl::AnyInvocable<void(const wire::StoreReply&)> on_refused;  // of what was told
   // Once, after all pending calls ended UNAVAILABLE: the store is gone. The pool stays mapped until
   // the client is destroyed.
   absl::AnyInvocable<void(absl::Status)> on_lost;
@@ -59,6 +60,10 @@ class StoreClient {
   // the executor, in the order of the replies.
   virtual uint64_t Call(wire::StoreRequest request,
                         absl::AnyInvocable<void(const wire::StoreReply&)> done) = 0;
+
+  // The same for what is answered only when it is refused: nobody wakes for an answer that says
+  // nothing.
+  virtual void Tell(wire::StoreRequest request) = 0;
 
   // Between the two, calls gather and go out in one piece: each that goes alone wakes the store.
   virtual void Cork() = 0;
