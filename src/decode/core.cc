@@ -388,8 +388,6 @@ void DecodeCore::Tick(absl::Time now) {
 Load DecodeCore::load() const {
   Load load;
   for (const auto& [handle, s] : sequences_) {
-    load.slots_held += s->spare.size();
-    for (const Block& block : s->blocks) load.slots_held += block.held;
     if (s->ended) continue;
     if (s->state == Sequence::State::kRunning) {
       ++load.running;

@@ -102,7 +102,6 @@ struct Load {
   uint32_t running = 0;         // in the batch
   uint32_t prefilling = 0;      // admitted, not in the batch yet
   uint64_t context_tokens = 0;  // of the running
-  uint32_t slots_held = 0;
 };
 
 // Monotone.

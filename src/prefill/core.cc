@@ -426,7 +426,6 @@ void PrefillCore::CommitStep() {
 Load PrefillCore::load() const {
   Load load;
   for (const auto& [handle, s] : streams_) {
-    load.slots_held += s->blocks.size();
     if (s->ended) continue;
     if (s->state == Stream::State::kServing) {
       ++load.serving;

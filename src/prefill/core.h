@@ -86,7 +86,6 @@ struct Load {
   uint32_t waiting = 0;         // streams whose prompt is not computed yet
   uint64_t waiting_tokens = 0;  // not yet computed
   uint32_t serving = 0;         // computed, held for their consumers
-  uint32_t slots_held = 0;
 };
 
 // Monotone.
