@@ -24,14 +24,22 @@ thread_local size_t allocations = 0;
 
 }  // namespace
 
+// The forms that a sanitizer's run time would otherwise serve from its own heap are replaced
+// together: what one of them gives, another takes back. (The array forms stay a pair of their own.)
 // Not inlined: g++ 12 would take free for the wrong partner of new.
-[[gnu::noinline]] void* operator new(size_t bytes) {
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
   ++allocations;
-  if (void* memory = std::malloc(bytes); memory != nullptr) return memory;
+  return std::malloc(bytes);
+}
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  if (void* memory = operator new(bytes, std::nothrow); memory != nullptr) return memory;
   throw std::bad_alloc();
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept {
+  std::free(memory);
+}
 
 namespace antiphon::engine {
 namespace {
