@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <map>
-#include <new>
 #include <numeric>
 #include <random>
 #include <string>
@@ -17,29 +15,6 @@
 
 #include "common/philox.h"
 #include "tests/engine/random.h"
-
-namespace {
-
-thread_local size_t allocations = 0;
-
-}  // namespace
-
-// The forms that a sanitizer's run time would otherwise serve from its own heap are replaced
-// together: what one of them gives, another takes back. (The array forms stay a pair of their own.)
-// Not inlined: g++ 12 would take free for the wrong partner of new.
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
-}
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  if (void* memory = operator new(bytes, std::nothrow); memory != nullptr) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept {
-  std::free(memory);
-}
 
 namespace antiphon::engine {
 namespace {
@@ -287,33 +262,6 @@ TEST(SamplerTest, PositionsDrawIndependently) {
   chi_square /= kPositions / 256.0;
   EXPECT_LE(chi_square, 255 + 6 * std::sqrt(2 * 255.0));
   EXPECT_GE(chi_square, 255 - 6 * std::sqrt(2 * 255.0));
-}
-
-TEST(SamplerTest, AWarmSamplerAllocatesNothing) {
-  const std::vector<float> logits = TestRandom(5).Normals(49152, 3);
-  Sampler sampler;
-  std::vector<Request> requests(6);
-  requests[0].params.temperature = 0;
-  requests[1].params.temperature = 0.8f;
-  requests[2].params.top_p = 0.95f;
-  requests[3].params.top_k = 50;
-  requests[4].params.min_p = 0.02f;
-  requests[5].params.frequency_penalty = 0.3f;
-  for (Request& request : requests) request.emitted = {3, 7, 7};
-  std::vector<float> x;
-  const size_t cold = allocations;
-  for (const Request& r : requests) Sample(sampler, logits, r);
-  EXPECT_GT(allocations, cold);
-  for (size_t i = 0; i < requests.size(); ++i) {
-    const Request& r = requests[i];
-    x = logits;
-    const size_t before = allocations;
-    sampler.Sample(absl::MakeSpan(x), {.params = &r.params,
-                                       .prompt_ids = r.prompt,
-                                       .emitted_ids = r.emitted,
-                                       .masked_ids = r.masked});
-    EXPECT_EQ(allocations, before) << "request " << i;
-  }
 }
 
 TEST(SamplerTest, ASamplersPastDoesNotMatter) {
