@@ -95,7 +95,9 @@ void StoreNode::Handle(SessionId session, const wire::StoreRequest& request) {
   bool answer_later = false;
   const absl::Status status = Apply(session, request, reply, answer_later);
   metrics_->CountRequest(request, status);
-  if (!status.ok() || (!answer_later && !request.quiet())) Reply(session, reply, status);
+  // Whoever asks for slots has to learn of them.
+  const bool quiet = request.quiet() && (request.has_commit() || request.has_release());
+  if (!status.ok() || (!answer_later && !quiet)) Reply(session, reply, status);
   Settle();
 }
 

@@ -158,11 +158,14 @@ TEST(KvStoreDaemonTest, QuietRequestsAreAnsweredOnlyWhenRefused) {
     frames += EncodeFrame(release);
   }
   reserve.set_id(5);
+  reserve.set_quiet(true);  // says nothing here
   send(frames + EncodeFrame(reserve));
   const wire::StoreReply refused = next();
   EXPECT_EQ(refused.id(), 4u);
   EXPECT_NE(refused.status().code(), 0);
-  EXPECT_EQ(next().id(), 5u);
+  const wire::StoreReply again = next();
+  EXPECT_EQ(again.id(), 5u);
+  EXPECT_EQ(again.slots().slots_size(), 1);
 }
 
 TEST(KvStoreDaemonTest, FullPoolEvictsWhatNobodyPinsAndElseRefuses) {
