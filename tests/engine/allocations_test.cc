@@ -132,7 +132,8 @@ TEST_P(WarmStepTest, TakesTheListOfResultsAlone) {
       const StepResult result = RunStep(*runner, std::move(step));
       const uint64_t taken = allocations - before;
       ASSERT_EQ(result.chunks.size(), rows);
-      if (i > 0) EXPECT_EQ(taken, 1u) << rows << " rows, step " << i;
+      if (i == 0) continue;  // grows its lists
+      EXPECT_EQ(taken, 1u) << rows << " rows, step " << i;
     }
   }
 }
