@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -95,21 +98,22 @@ TEST(AllocationsTest, AWarmSamplerTakesNothing) {
 }
 
 // Of a step that was made beforehand, from Submit until its result is taken, on all threads: the
-// list of the rows' results, which the caller keeps, and nothing else.
-class WarmStepTest : public testing::TestWithParam<model::TensorType> {};
+// list of the rows' results, which the caller keeps, and nothing else. Of two threads either may
+// meet a kind of draw for the first time in any step, so the least of them counts.
+class WarmStepTest : public testing::TestWithParam<std::tuple<model::TensorType, int>> {};
 
 TEST_P(WarmStepTest, TakesTheListOfResultsAlone) {
   constexpr uint32_t kContext = 700;
-  const std::string bytes = TinyModelFile({.type = GetParam()});
+  const auto [type, threads] = GetParam();
+  const std::string bytes = TinyModelFile({.type = type});
   absl::StatusOr<std::unique_ptr<model::ModelFile>> file = model::ParseGguf(bytes);
   ASSERT_TRUE(file.ok()) << file.status().ToString();
   const std::unique_ptr<ModelRunner> runner =
-      MakeRunner(file->get(), {.step_tokens_max = kContext, .threads = 1});
+      MakeRunner(file->get(), {.step_tokens_max = kContext, .threads = threads});
   ASSERT_NE(runner, nullptr);
   std::vector<uint32_t> tokens(kContext + 1);
   TestRandom random(3);
-  for (uint32_t& token : tokens)
-    token = static_cast<uint32_t>(random.Bits() % runner->shape().vocab);
+  for (uint32_t& token : tokens) token = random.Below(runner->shape().vocab);
   const std::vector<SamplingParams> kinds = AllKinds();
   std::vector<std::unique_ptr<TestCache>> caches;
   const auto chunk = [&](size_t i, uint32_t start, uint32_t count) {
@@ -126,22 +130,30 @@ TEST_P(WarmStepTest, TakesTheListOfResultsAlone) {
     }
     std::vector<SequenceChunk> chunks;
     for (size_t i = 0; i < rows; ++i) chunks.push_back(chunk(i, kContext, 1));
-    for (int i = 0; i < 8; ++i) {
+    uint64_t least = UINT64_MAX, most = 0;
+    for (int i = 0; i < 20; ++i) {
       Step step{chunks};
       const uint64_t before = allocations;
       const StepResult result = RunStep(*runner, std::move(step));
       const uint64_t taken = allocations - before;
       ASSERT_EQ(result.chunks.size(), rows);
       if (i == 0) continue;  // grows its lists
-      EXPECT_EQ(taken, 1u) << rows << " rows, step " << i;
+      least = std::min(least, taken);
+      most = std::max(most, taken);
     }
+    EXPECT_EQ(threads == 1 ? most : least, 1u) << rows << " rows";
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, WarmStepTest,
-                         testing::Values(model::TensorType::kQ4_0, model::TensorType::kQ4_K,
-                                         model::TensorType::kBF16),
-                         [](const auto& info) { return model::TensorTypeName(info.param); });
+INSTANTIATE_TEST_SUITE_P(FormatsAndThreads, WarmStepTest,
+                         testing::Combine(testing::Values(model::TensorType::kQ4_0,
+                                                          model::TensorType::kQ4_K,
+                                                          model::TensorType::kBF16),
+                                          testing::Values(1, 2)),
+                         [](const auto& info) {
+                           return model::TensorTypeName(std::get<0>(info.param)) + "_" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
 
 }  // namespace
 }  // namespace antiphon::engine
