@@ -496,6 +496,8 @@ void ReadPrompt(JsonFields& fields, api::CompletionRequest& request) {
 }
 
 void Finish(const JsonFields& fields, HttpOptions& options) {
+  // What comes after an error has not been read, which makes it no unknown field.
+  if (fields.failed()) return options.ignored.clear();
   for (std::string& name : fields.Unknown()) options.ignored.push_back(std::move(name));
   if (options.ignored.size() > kUnknownNamesMax) options.ignored.resize(kUnknownNamesMax);
 }

@@ -173,6 +173,18 @@ TEST(ValidateTest, NamesUnknownFields) {
   EXPECT_EQ(options.ignored, (std::vector<std::string>{"stream_options.x", "frobnicate", "zebra"}));
 }
 
+// Reading ends at an error: what was not read is not unknown.
+TEST(ValidateTest, NamesNoFieldOfARefusedRequest) {
+  HttpOptions options;
+  const MaybeError e = Answer("/v1/chat/completions",
+                              R"({"messages":[{"role":"user","content":"hi"}],"seed":1,"zebra":1,
+                               "tools":[{}]})",
+                              &options);
+  ASSERT_TRUE(e.has_value());
+  EXPECT_EQ(e->param, "tools");
+  EXPECT_EQ(options.ignored, std::vector<std::string>());
+}
+
 TEST(ValidateTest, ReadsEveryShapeOfPrompt) {
   const auto prompts = [](const std::string& prompt) {
     api::CompletionRequest r;
